@@ -1,0 +1,47 @@
+"""The whole of QCRD in minutes, offline, on two CPU cores.
+
+The task is generated, the teacher is simulated (no language model is asked), the student is a T5 of about a million
+weights that starts from scratch. Its numbers say that the method runs, not how good it is.
+"""
+
+from qcrd.config import (
+    CheckpointConfig,
+    DiscriminatorConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    GeneratorConfig,
+    NegativesConfig,
+    ScratchConfig,
+    SimulatedConfig,
+    StudentConfig,
+    TaskConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+
+
+def recipe() -> ExperimentConfig:
+    student = ScratchConfig(d_model=128, d_ff=384, d_kv=32, num_heads=4, num_layers=2, num_decoder_layers=2)
+    judge = ScratchConfig(d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2)
+    return ExperimentConfig(
+        name="quickstart",
+        task=TaskConfig(
+            name="arithmetic",
+            generator=GeneratorConfig(
+                train_size=4000, validation_size=200, test_size=400, min_steps=1, max_steps=1, max_number=20
+            ),
+        ),
+        teacher=TeacherConfig(kind="simulated", num_samples=3, simulated=SimulatedConfig(error_rate=0.25)),
+        rationales={"num_samples": 3},  # pyright: ignore[reportArgumentType]
+        student=StudentConfig(kind="scratch", scratch=student, max_label_tokens=16, max_target_tokens=64),
+        discriminator=DiscriminatorConfig(
+            kind="scratch", scratch=judge, max_steps=150, batch_questions=16, learning_rate=1e-3, eval_every=75,
+            update_steps=5,
+        ),
+        negatives=NegativesConfig(gap=2, num_samples=1, max_new_tokens=32),
+        train=TrainConfig(
+            steps=600, iteration_steps=120, global_batch_size=32, learning_rate=3e-3, log_every=20
+        ),
+        checkpoint=CheckpointConfig(keep=1),
+        evaluation=EvaluationConfig(batch_size=200),
+    )

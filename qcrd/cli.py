@@ -1,0 +1,75 @@
+"""The command line: `qcrd plan` and `qcrd run`. Bad input is one line on stderr and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from pydantic import ValidationError
+
+from qcrd.config import ConfigError, ExperimentConfig, one_line, with_overrides
+from qcrd.recipes import load_recipe
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+    help="Distil an LLM's reasoning into a small model (QCRD).",
+)  # fmt: skip
+Recipe = Annotated[str, typer.Argument(help="a recipe: file.py, or file.py:function")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="settings to replace, e.g. train.learning_rate=3e-4")]
+
+
+def experiment(recipe: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """A recipe's config with `key=value` overrides. Raises `ConfigError`."""
+    pairs = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override: {text!r} is not allowed; write key=value, e.g. negatives.gap=3")
+        pairs[key] = value
+    try:
+        return with_overrides(load_recipe(recipe), pairs)
+    except ValidationError as error:
+        raise ConfigError(one_line(error)) from None
+
+
+@app.command()
+def plan(recipe: Recipe, overrides: Overrides = None) -> None:
+    """List the stages as done or to run, with their counts. Spends nothing, writes nothing."""
+    config = experiment(recipe, overrides or [])
+    from qcrd import pipeline  # imports torch and Ray: seconds that an error in the config need not wait for
+    from qcrd.console import Display
+
+    with Display() as display:
+        rows = [[one.stage, one.state, one.work] for one in pipeline.plan(config)]
+        display.table(f"{config.name}: {config.method} on {config.task.name}", ["stage", "state", "work or folder"], rows)
+
+
+@app.command()
+def run(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Run what is missing of an experiment, and show where everything lies."""
+    config = experiment(recipe, overrides or [])
+    from qcrd import pipeline
+    from qcrd.console import Display
+
+    with Display() as display:
+        try:
+            finished = pipeline.run(config, display)
+        except KeyboardInterrupt:
+            display.warn("interrupted; the same command goes on where this one stopped")
+            raise typer.Exit(130) from None
+        rows = [[name, artifact.path] for name, artifact in finished.items()]
+        rows += [["record", pipeline.record_folder(config)]]
+        display.table("Where everything lies", ["what", "path"], rows)
+        for line in pipeline.headline(finished):
+            display.say(line)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of `qcrd` and of `python -m qcrd`."""
+    try:
+        app(args=list(arguments) if arguments is not None else None)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,365 @@
+"""The experiment as typed, frozen settings.
+
+Every number of the method is a field here, with the paper's value as its default. An unknown key or an
+impossible value is a `ConfigError` of one line that names the field, the value and what is allowed.
+This module knows nothing about files, Ray, models or any one benchmark.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class ConfigError(ValueError):
+    """Bad settings. The message is one line: field, value, what is allowed."""
+
+
+class Settings(BaseModel):
+    """Base of every group of settings: immutable, no unknown keys, no NaN."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, protected_namespaces=())
+
+
+class GeneratorConfig(Settings):
+    """How many problems a generated task makes, and of what kind. Benchmarks read from files ignore it."""
+
+    train_size: Positive = 2000
+    validation_size: Positive = 200
+    test_size: Positive = 400
+    min_steps: int = Field(default=1, ge=1, le=3)
+    max_steps: int = Field(default=3, ge=1, le=3)
+    max_number: int = Field(default=20, ge=5, le=1000)
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.min_steps > self.max_steps:
+            raise ValueError(
+                f"task.generator.min_steps: {self.min_steps} is not allowed; at most max_steps = {self.max_steps}"
+            )
+        return self
+
+
+class TaskConfig(Settings):
+    """The benchmark: which questions, from which file, in which splits."""
+
+    name: str = "arithmetic"
+    seed: int = 0
+    path: str | None = Field(default=None, description="file or URL of the questions; default: under QCRD_DATA")
+    sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="checksum the file must have")
+    train_limit: Positive | None = Field(default=None, description="use this many training questions, drawn by task.seed")
+    generator: GeneratorConfig = GeneratorConfig()
+
+
+class SimulatedConfig(Settings):
+    """The offline teacher of the generated task. Nothing it says was said by a language model."""
+
+    error_rate: Share = 0.25
+
+
+class ImportedConfig(Settings):
+    """Completions that somebody has already paid for.
+
+    `format`: `aligned` is a JSON list whose item i answers row i of the task's file; `lines` is JSON lines
+    {question_id or question, text}; `records` is a JSON list of objects with a question and a list of completions.
+    """
+
+    path: str | None = None
+    format: Literal["aligned", "lines", "records"] = "records"
+    question_field: str = "question"
+    id_field: str = "question_id"
+    text_field: str = "text"
+    completions_field: str = "completions"
+
+
+class TeacherConfig(Settings):
+    """Who is asked, how often, and how."""
+
+    kind: Literal["openai", "simulated", "imported"] = "openai"
+    model: str = "gpt-3.5-turbo"
+    base_url: str | None = Field(default=None, description="any OpenAI-compatible endpoint; default: OpenAI's")
+    api: Literal["chat", "completions"] = "chat"
+    api_key_env: str = Field(default="OPENAI_API_KEY", description="name of the environment variable that holds the key")
+    num_samples: Positive = 5
+    temperature: float = Field(default=0.7, ge=0)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: Positive = 256
+    seed: int = 0
+    prompt: str | None = Field(default=None, description="few-shot prompt file; default: the task's own")
+    parser: str = Field(default="task", description="how an answer is read from a completion: task, or a named parser")
+    concurrency: Positive = 32
+    actors: Positive = 1
+    timeout_seconds: float = Field(default=120.0, gt=0)
+    max_attempts: Positive = 6
+    simulated: SimulatedConfig = SimulatedConfig()
+    imported: ImportedConfig = ImportedConfig()
+
+
+class RationalesConfig(Settings):
+    """Which samples become positive and negative rationales (self-consistency)."""
+
+    num_samples: Positive = Field(default=5, description="m: the first m stored samples of each question are used")
+    positives: Literal["majority", "ground_truth", "both"] = "majority"
+
+
+class ScratchConfig(Settings):
+    """Sizes of a T5 initialised from scratch; its tokenizer is trained on the task unless one is named."""
+
+    d_model: Positive = 128
+    d_kv: Positive = 32
+    d_ff: Positive = 256
+    num_layers: Positive = 2
+    num_decoder_layers: Positive = 2
+    num_heads: Positive = 4
+    dropout: Share = 0.0
+    initializer_factor: float = Field(default=1.0, gt=0, description="T5's initialisation is scaled by this")
+    vocab_size: int = Field(default=512, ge=64, description="upper bound for the tokenizer trained on the task")
+    tokenizer: str | None = Field(default=None, description="folder or hub name of an existing tokenizer")
+
+
+class PrefixesConfig(Settings):
+    """What tells the student which of its two tasks it is asked."""
+
+    predict: str = "predict: "
+    explain: str = "explain: "
+
+
+class StudentConfig(Settings):
+    """The small model. `seq2seq`: a folder or hub name; `encoder_pair`: two copies of an encoder joined to an
+    encoder-decoder; `scratch`: a T5 with random weights."""
+
+    kind: Literal["seq2seq", "encoder_pair", "scratch"] = "seq2seq"
+    model: str = Field(default="t5-base", description="folder or hub name")
+    revision: str | None = None
+    scratch: ScratchConfig = ScratchConfig()
+    prefixes: PrefixesConfig = PrefixesConfig()
+    dropout: Share | None = Field(default=None, description="None: as the model's own config has it")
+    max_input_tokens: Positive = 1024
+    max_target_tokens: Positive = 256
+    max_label_tokens: Positive = 64
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+
+
+class DiscriminatorConfig(Settings):
+    """The quality judge: an encoder over question + rationale."""
+
+    enabled: bool = Field(default=True, description="False is the ablation w/o QJ: s+ = 1, s- = 0")
+    kind: Literal["pretrained", "scratch"] = "pretrained"
+    model: str = "t5-base"
+    revision: str | None = None
+    scratch: ScratchConfig = ScratchConfig()
+    hidden_size: Positive | None = Field(default=None, description="of the head; None: the encoder's d_model")
+    seed: int = 0
+    learning_rate: float = Field(default=1e-4, gt=0)
+    batch_questions: Positive = 8
+    max_steps: Positive = 500
+    eval_every: Positive = 100
+    holdout: float = Field(default=0.1, gt=0, lt=1)
+    target_score: float = Field(default=0.95, gt=0.5, lt=1, description="stop once mean s+ >= this and mean s- <= 1 - this")
+    augmentation: Literal["rules", "stanza"] = "rules"
+    max_tokens: Positive = 512
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    update_every: Positive = Field(default=1, description="iterations between online updates")
+    update_steps: int = Field(default=25, ge=0, description="optimizer steps of one online update")
+
+
+class NegativesConfig(Settings):
+    """Negative rationales: where they come from and how they are sampled."""
+
+    source: Literal["snapshot", "fixed", "teacher", "snapshot_and_teacher", "none"] = "snapshot"
+    num_samples: int = Field(default=1, ge=0, description="k: samples a question visited")
+    gap: int = Field(default=5, ge=1, description="j: iteration t samples from snapshot max(0, t - j)")
+    warmup: Literal["initial", "skip"] = "initial"
+    fixed: str | None = Field(default=None, description="model folder for source=fixed")
+    temperature: float = Field(default=1.5, ge=0)
+    top_k: int = Field(default=50, ge=0, description="0: the whole vocabulary")
+    max_new_tokens: Positive = 64
+    batch_size: Positive = 128
+
+
+class LossConfig(Settings):
+    """Section 5 of the method: L = a1*L_pred + a2*L_cl + a3*L_D."""
+
+    label_weight: float = Field(default=0.5, ge=0)
+    rationale_weight: float = Field(default=0.5, ge=0)
+    discriminator_weight: float = Field(default=0.5, ge=0)
+    discriminator_decay: float = Field(default=0.9, gt=0, le=1)
+    beta: float = Field(default=0.2, gt=0)
+    margin: float = Field(default=3.0, gt=0)
+    scheme: Literal["minmax", "maxmin", "sampling", "mean", "weighted_mean"] = "minmax"
+
+
+class TrainConfig(Settings):
+    """Optimisation of the student."""
+
+    steps: Positive = 10_000
+    iteration_steps: Positive | Literal["epoch"] = 250
+    global_batch_size: Positive = 8
+    learning_rate: float = Field(default=1e-5, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    labels: Literal["gold", "teacher"] = "gold"
+    log_every: Positive = 10
+
+
+class CheckpointConfig(Settings):
+    """Checkpoints of a training run in progress."""
+
+    keep: Positive = 2
+
+
+class EvaluationConfig(Settings):
+    """Greedy label predictions."""
+
+    batch_size: Positive = 64
+    num_examples: int = Field(default=5, ge=0, description="questions whose rationales the report shows")
+    validation_limit: Positive | None = Field(default=None, description="validation questions scored each iteration")
+
+
+class ResourcesConfig(Settings):
+    """Hardware. Nothing here changes a result, so none of it enters a fingerprint."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: Positive | None = Field(default=None, description="CPU threads of a model stage; None: all cores")
+    max_failures: int = Field(default=3, ge=0, description="restarts of a training worker that dies")
+
+
+class TrackingConfig(Settings):
+    """MLflow. The local record is always written, whatever stands here."""
+
+    enabled: bool = True
+    uri: str | None = Field(default=None, description="default: MLFLOW_TRACKING_URI, else a SQLite file in the output folder")
+    experiment: str = "qcrd"
+    log_model: bool = True
+
+
+class ExperimentConfig(Settings):
+    """One experiment, complete."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
+    method: Literal["finetune", "dss", "qcrd"] = "qcrd"
+    seed: int = 0
+    output: str = "runs"
+    task: TaskConfig = TaskConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    rationales: RationalesConfig = RationalesConfig()
+    student: StudentConfig = StudentConfig()
+    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    negatives: NegativesConfig = NegativesConfig()
+    loss: LossConfig = LossConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    resources: ResourcesConfig = ResourcesConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        m, k = self.rationales.num_samples, self.teacher.num_samples
+        if m > k:
+            raise ValueError(f"rationales.num_samples: {m} is not allowed; at most teacher.num_samples = {k}")
+        if self.teacher.kind == "imported" and not self.teacher.imported.path:
+            raise ValueError("teacher.imported.path: None is not allowed; teacher.kind = imported needs a file")
+        if self.negatives.source == "fixed" and not self.negatives.fixed:
+            raise ValueError("negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder")
+        return self
+
+    def uses_discriminator(self) -> bool:
+        return self.method == "qcrd" and self.discriminator.enabled
+
+    def uses_student_negatives(self) -> bool:
+        """Whether negatives are sampled from the student or a fixed model."""
+        sampled = self.negatives.source in ("snapshot", "snapshot_and_teacher", "fixed")
+        return self.method == "qcrd" and sampled and self.negatives.num_samples > 0
+
+
+def _allowed_keys(location: Sequence[int | str]) -> list[str]:
+    """The keys that the group of settings at `location` has."""
+    model: type[BaseModel] = ExperimentConfig
+    for part in location:
+        field = model.model_fields.get(str(part))
+        kind = field.annotation if field is not None else None
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return []
+        model = kind
+    return list(model.model_fields)
+
+
+def one_line(error: ValidationError) -> str:
+    """The first of a validation's errors as one line: field, value, what is allowed."""
+    first, rest = error.errors()[0], error.error_count() - 1
+    more = f" (and {rest} more)" if rest else ""
+    field = ".".join(str(part) for part in first["loc"] if part != "constrained-int" and not str(part).startswith("liter"))
+    value = first.get("input")
+    if first["type"] == "extra_forbidden":
+        allowed = _allowed_keys(first["loc"][:-1])
+        close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        return f"{field}: unknown key (value {value!r}); allowed here: {', '.join(allowed)}{hint}{more}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error":
+        return message + more
+    return f"{field}: {value!r} is not allowed; {message[0].lower()}{message[1:]}{more}"
+
+
+def validated(data: Mapping[str, Any]) -> ExperimentConfig:
+    """An experiment from plain data. Raises `ConfigError`."""
+    try:
+        return ExperimentConfig.model_validate(data)
+    except ValidationError as error:
+        raise ConfigError(one_line(error)) from None
+
+
+def _plain(value: Any) -> Any:
+    """A command-line value as plain data; numbers and booleans stay text, which pydantic reads by the field's type."""
+    if not isinstance(value, str):
+        return value
+    if value.lower() in ("null", "none"):
+        return None
+    if value[:1] in ("[", "{"):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value
+    return value
+
+
+def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> ExperimentConfig:
+    """`config` with dotted keys replaced, for the command line and for sweeps alike.
+
+    Example: `with_overrides(config, {"train.learning_rate": "1e-4"})`. Raises `ConfigError`.
+    """
+    data = config.model_dump()
+    for key, value in overrides.items():
+        group = data
+        *parents, last = key.split(".")
+        for depth, part in enumerate(parents):
+            child = group.get(part)
+            if not isinstance(child, dict):
+                allowed = _allowed_keys(parents[:depth])
+                raise ConfigError(f"{key}: unknown key (value {value!r}); allowed here: {', '.join(allowed)}")
+            group = child
+        group[last] = _plain(value)
+    return validated(data)
+
+
+def flatten(config: Settings) -> dict[str, Any]:
+    """Settings as one flat mapping with dotted keys."""
+    flat: dict[str, Any] = {}
+
+    def visit(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, child in value.items():
+                visit(f"{prefix}.{key}" if prefix else key, child)
+        else:
+            flat[prefix] = value
+
+    visit("", config.model_dump())
+    return flat

@@ -1,0 +1,209 @@
+"""The quality judge: an encoder over question + rationale, masked max-pool, Linear-ReLU-Linear, sigmoid.
+
+Section 6 of the method; the paper's eqs. 1 and 2 and appendix A.3. It reads text, through a tokenizer of its own, and
+shares no weights with the student: its optimizer and its clipping are its own, and under Adam the factor alpha_3 of
+L_D, which scales all of its gradients alike, hardly matters. Knows nothing about Ray, files of a run, or where
+rationales come from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModel, AutoModelForTextEncoding, PreTrainedModel, PreTrainedTokenizerBase, T5EncoderModel
+
+from qcrd.config import DiscriminatorConfig
+from qcrd.distill.generation import length_sorted_batches
+from qcrd.distill.losses import discriminator_loss
+from qcrd.distill.student import eos_of, load_tokenizer, pad, t5_config, train_tokenizer
+from qcrd.seeding import stable_seed
+
+_T5_TYPES = ("t5", "mt5", "umt5")
+
+
+class Discriminator(nn.Module):
+    """Scores in (0, 1) for (question, rationale) pairs."""
+
+    def __init__(
+        self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hidden_size: int | None, max_tokens: int
+    ) -> None:
+        super().__init__()
+        width = int(encoder.config.hidden_size)
+        hidden = hidden_size or width
+        self.encoder = encoder
+        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
+        """Ids of question and rationale; where they are too long together, the question's end is cut."""
+        questions, rationales = zip(*pairs, strict=True)
+        return self.tokenizer(
+            list(questions), list(rationales), truncation="only_first", max_length=self.max_tokens
+        )["input_ids"]  # pyright: ignore[reportReturnType]
+
+    def forward(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
+        """Scores, (B,), of padded ids; padding never wins the max-pool."""
+        states_BSH = self.encoder(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+        pooled_BH = states_BSH.masked_fill(mask_BS[:, :, None] == 0, float("-inf")).max(dim=1).values
+        return torch.sigmoid(self.head(pooled_BH)[:, 0])
+
+    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+        """Scores, (pairs,), with gradient, in one batch."""
+        device = next(self.head.parameters()).device
+        rows = self.tokenize(pairs)
+        pad_id = self.tokenizer.pad_token_id
+        ids = pad(rows, pad_id if isinstance(pad_id, int) else 0, device)
+        lengths = torch.tensor([len(row) for row in rows], device=device)
+        return self(ids, (torch.arange(ids.shape[1], device=device)[None, :] < lengths[:, None]).long())
+
+    @torch.no_grad()
+    def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> list[float]:
+        """Scores without gradient or dropout, in batches of like lengths."""
+        was_training = self.training
+        self.eval()
+        scores = [0.0] * len(pairs)
+        for batch in length_sorted_batches([len(q) + len(r) for q, r in pairs], batch_size):
+            for index, value in zip(batch, self.score_pairs([pairs[i] for i in batch]).tolist(), strict=True):
+                scores[index] = value
+        self.train(was_training)
+        return scores
+
+
+@dataclass(frozen=True)
+class JudgedQuestion:
+    """What the judge learns from for one question."""
+
+    question_id: str
+    text: str
+    positives: list[str]
+    negatives: list[str]
+
+
+def rationale_loss(judge: Discriminator, questions: Sequence[JudgedQuestion]) -> torch.Tensor:
+    """L_D (eq. 2) of a few questions, with gradient. A question with an empty side counts nothing."""
+    questions = [q for q in questions if q.positives and q.negatives]
+    if not questions:
+        return sum(p.sum() for p in judge.head.parameters()) * 0.0  # pyright: ignore[reportReturnType]
+    sides = [[(q.text, r) for q in questions for r in side(q)] for side in (_positives, _negatives)]
+    scores = judge.score_pairs(sides[0] + sides[1])
+    pos, neg = scores[: len(sides[0])], scores[len(sides[0]) :]
+    return discriminator_loss(*_padded(pos, [len(q.positives) for q in questions]),
+                              *_padded(neg, [len(q.negatives) for q in questions]))
+
+
+def _positives(question: JudgedQuestion) -> list[str]:
+    return question.positives
+
+
+def _negatives(question: JudgedQuestion) -> list[str]:
+    return question.negatives
+
+
+def _padded(flat: torch.Tensor, counts: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Flat scores as (questions, longest) with a mask."""
+    width = max(counts)
+    mask = torch.arange(width, device=flat.device)[None, :] < torch.tensor(counts, device=flat.device)[:, None]
+    return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask
+
+
+def judge_optimizer(judge: Discriminator, config: DiscriminatorConfig) -> torch.optim.AdamW:
+    """AdamW of the judge alone."""
+    return torch.optim.AdamW(judge.parameters(), lr=config.learning_rate, weight_decay=0.0)
+
+
+def optimizer_step(
+    judge: Discriminator,
+    optimizer: torch.optim.Optimizer,
+    questions: Sequence[JudgedQuestion],
+    weight: float,
+    max_grad_norm: float,
+    seed: int,
+) -> float:
+    """One step on weight * L_D, dropout drawn from `seed`. Returns L_D."""
+    torch.manual_seed(seed)
+    judge.train()
+    optimizer.zero_grad(set_to_none=True)
+    loss = rationale_loss(judge, questions)
+    (weight * loss).backward()
+    nn.utils.clip_grad_norm_(judge.parameters(), max_grad_norm)
+    optimizer.step()
+    return float(loss.detach())
+
+
+def _encoder(name: str, revision: str | None) -> PreTrainedModel:
+    """A pretrained encoder; of a sequence-to-sequence model, its encoder alone."""
+    config = AutoConfig.from_pretrained(name, revision=revision)
+    kind = AutoModelForTextEncoding if config.model_type in _T5_TYPES else AutoModel
+    model = kind.from_pretrained(name, revision=revision, use_safetensors=True, dtype=torch.float32)
+    return model.get_encoder() if model.config.is_encoder_decoder else model
+
+
+def build_discriminator(config: DiscriminatorConfig, texts: Sequence[str], device: torch.device) -> Discriminator:
+    """The judge before pretraining. Random weights come from `discriminator.seed` alone.
+
+    A judge from scratch whose settings name no tokenizer trains one on `texts`.
+    """
+    torch.manual_seed(stable_seed(config.seed, "discriminator_initialisation"))
+    if config.kind == "scratch":
+        named = config.scratch.tokenizer
+        tokenizer = load_tokenizer(named) if named else train_tokenizer(texts, config.scratch.vocab_size)
+        pad_id = tokenizer.pad_token_id
+        assert isinstance(pad_id, int)
+        encoder: PreTrainedModel = T5EncoderModel(
+            t5_config(config.scratch, len(tokenizer), pad_id, eos_of(tokenizer), None)
+        )
+    else:
+        tokenizer = load_tokenizer(config.model, config.revision)
+        encoder = _encoder(config.model, config.revision)
+    return Discriminator(encoder, tokenizer, config.hidden_size, config.max_tokens).to(device)
+
+
+def save_discriminator(judge: Discriminator, folder: Path) -> None:
+    """Write weights (safetensors), the encoder's config, sizes and tokenizer into `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(weights_of(judge), folder / "discriminator.safetensors")
+    judge.encoder.config.save_pretrained(folder)
+    judge.tokenizer.save_pretrained(folder)
+    head = judge.head[0]
+    assert isinstance(head, nn.Linear)
+    sizes = {"hidden_size": head.out_features, "max_tokens": judge.max_tokens}
+    (folder / "discriminator.json").write_text(json.dumps(sizes) + "\n")
+
+
+def load_discriminator(folder: Path, device: torch.device) -> Discriminator:
+    """Read what `save_discriminator` wrote."""
+    sizes = json.loads((folder / "discriminator.json").read_text())
+    config = AutoConfig.from_pretrained(folder)
+    is_t5 = config.model_type in _T5_TYPES
+    encoder = (AutoModelForTextEncoding if is_t5 else AutoModel).from_config(config)
+    judge = Discriminator(encoder, load_tokenizer(str(folder)), sizes["hidden_size"], sizes["max_tokens"])
+    set_weights(judge, load_file(folder / "discriminator.safetensors"))
+    return judge.to(device)
+
+
+def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
+    """A module's weights, each stored once, on the CPU: tied names are left out."""
+    weights, seen = {}, set()
+    for name, tensor in module.state_dict().items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            weights[name] = tensor.detach().cpu().contiguous()
+    return weights
+
+
+def set_weights(module: nn.Module, weights: dict[str, torch.Tensor]) -> None:
+    """Load what `weights_of` gave. Raises `ValueError` for names that the module does not have or that are missing."""
+    state = module.state_dict()
+    unknown = sorted(set(weights) - set(state))
+    given = {state[name].data_ptr() for name in weights if name in state}
+    missing = sorted(name for name, tensor in state.items() if tensor.data_ptr() not in given)
+    if unknown or missing:
+        raise ValueError(f"weights do not fit the model: unknown {unknown[:3]}, missing {missing[:3]}")
+    module.load_state_dict(weights, strict=False)

@@ -1,0 +1,241 @@
+"""From a config to finished stages: `plan` says what would run and spends nothing, `run` does what is missing."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from qcrd.artifacts import Artifact, digest_of, fingerprint
+from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.console import Display
+from qcrd.distill.schedule import iteration_length
+from qcrd.records import Example, Question, read_rows
+from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
+from qcrd.tasks import get_task, load_questions
+from qcrd.tasks.parsers import get_parser
+from qcrd.teacher.requests import missing_requests
+from qcrd.teacher.sample import check_teacher
+from qcrd.tracking import RunRecord, read_metrics
+
+RAY_DEFAULTS = {
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint's commit waits for this poll
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": "64",
+}
+
+
+@dataclass(frozen=True)
+class PlannedStage:
+    """One line of a plan."""
+
+    stage: str
+    state: str
+    work: str
+
+
+def check(config: ExperimentConfig) -> None:
+    """Everything that can be known to be wrong before anything is written or asked. Raises `ConfigError`."""
+    task = get_task(config.task.name)
+    task.check(config.task)
+    get_parser(config.teacher.parser, task)
+    if uses_teacher(config):
+        check_teacher(config, task)
+    student = config.student
+    named = {"student.scratch.tokenizer": student.scratch.tokenizer} if student.kind == "scratch" else {}
+    if student.kind != "scratch":
+        named = {"student.model": student.model}
+    if config.uses_discriminator():
+        judge = config.discriminator
+        scratch = judge.kind == "scratch"
+        field = "discriminator.scratch.tokenizer" if scratch else "discriminator.model"
+        named[field] = judge.scratch.tokenizer if scratch else judge.model
+    if config.negatives.source == "fixed":
+        named["negatives.fixed"] = config.negatives.fixed
+    for field, name in named.items():
+        looks_like_path = name is not None and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+        if looks_like_path and not Path(str(name)).is_dir():
+            raise ConfigError(f"{field}: {name!r} does not exist; give a model folder or a hub name")
+
+
+def _artifact(config: ExperimentConfig, stage: Stage, done: Mapping[str, Artifact]) -> Artifact | None:
+    """Where a stage's output lies; None while an input is not finished, since its content decides the name."""
+    if any(name not in done for name in stage.inputs):
+        return None
+    digests = {name: done[name].digest() for name in stage.inputs}
+    name = config.task.name if stage.of_task else config.name
+    mark = fingerprint(stage.name, stage.version, stage.settings(config), digests)
+    return Artifact(Path(config.output).resolve(), stage.name, name, mark)
+
+
+def plan(config: ExperimentConfig) -> list[PlannedStage]:
+    """Stages as done or to run, with counts of teacher requests and training steps. Writes and asks nothing."""
+    check(config)
+    done: dict[str, Artifact] = {}
+    planned = []
+    for stage in stages_of(config):
+        artifact = _artifact(config, stage, done)
+        if artifact is not None and artifact.is_finished():
+            done[stage.name] = artifact
+            planned.append(PlannedStage(stage.name, "done", str(artifact.path)))
+        else:
+            planned.append(PlannedStage(stage.name, "to run", _work(config, stage.name)))
+    return planned
+
+
+def _work(config: ExperimentConfig, stage: str) -> str:
+    """What a stage that has to run would cost."""
+    task = get_task(config.task.name)
+    sizes = dict(task.sizes(config.task))
+    if config.task.train_limit is not None:
+        sizes["train"] = min(sizes["train"], config.task.train_limit)
+    if stage == "questions":
+        return ", ".join(f"{count} {split}" for split, count in sizes.items())
+    if stage == "samples":
+        missing = missing_requests(
+            config, task, load_questions(task, config.task), Path(config.output).resolve() / "store"
+        )
+        total = sizes["train"] * config.teacher.num_samples
+        what = {"openai": "teacher requests (paid)", "simulated": "simulated replies", "imported": "imported texts"}
+        return f"{missing} of {total} {what[config.teacher.kind]}"
+    if stage == "judge":
+        return f"at most {config.discriminator.max_steps} steps of {config.discriminator.batch_questions} questions"
+    if stage == "student":
+        train = config.train
+        length = iteration_length(train.iteration_steps, sizes["train"], train.global_batch_size)
+        iterations = -(-train.steps // length)
+        return f"{train.steps} steps of {train.global_batch_size} questions in {iterations} iterations of {length}"
+    if stage == "predictions":
+        return f"{3 * (sizes['validation'] + sizes['test'])} labels"
+    return ""
+
+
+def start_ray() -> None:
+    """Connect to the cluster that RAY_ADDRESS names, or start Ray on this machine, on loopback."""
+    for name, value in RAY_DEFAULTS.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1")
+
+
+def record_folder(config: ExperimentConfig) -> Path:
+    """Where an experiment's local record lies: one folder for one config, wherever it runs."""
+    hidden = {"output", "resources", "tracking"}
+    key = digest_of(config.model_dump(mode="json", exclude=hidden))[:12]
+    return Path(config.output).resolve() / "records" / f"{config.name}-{key}"
+
+
+def run(config: ExperimentConfig, display: Display) -> dict[str, Artifact]:
+    """Run what is missing. Returns the finished artifacts by stage. Raises `ConfigError` before anything is written."""
+    check(config)
+    output = Path(config.output).resolve()
+    output.mkdir(parents=True, exist_ok=True)
+    folder = record_folder(config)
+    record = RunRecord(folder, folder.name, config.name, config.tracking, output, display.warn)
+    record.start(config, {})
+    status = "FAILED"
+    try:
+        finished = _run_stages(config, display, record, output)
+        status = "FINISHED"
+        return finished
+    finally:
+        record.close(status)
+
+
+def _run_stages(
+    config: ExperimentConfig, display: Display, record: RunRecord, output: Path
+) -> dict[str, Artifact]:
+    finished: dict[str, Artifact] = {}
+    summaries: dict[str, dict[str, Any]] = {}
+    recorded = {row["stage"] for row in read_metrics(record.folder)}
+    for stage in stages_of(config):
+        artifact = _artifact(config, stage, finished)
+        assert artifact is not None
+        skipped = artifact.is_finished()
+        if skipped:
+            display.stage_skipped(stage.name, artifact.path)
+        else:
+            start_ray()
+            inputs = {name: finished[name] for name in stage.inputs}
+            _run_stage(config, stage, artifact, inputs, summaries, display, record, output)
+        finished[stage.name] = artifact
+        summaries[stage.name] = artifact.marker()["summary"]
+        if stage.name == "student" and stage.name not in recorded and skipped:
+            record.restart_stage(stage.name, _lines(artifact.path / "metrics.jsonl"))
+        if f"{stage.name}_summary" not in recorded:
+            record.log(f"{stage.name}_summary", _numbers(stage.name, summaries[stage.name]))
+        _record_artifact(config, record, stage, artifact)
+    return finished
+
+
+def _run_stage(
+    config: ExperimentConfig, stage: Stage, artifact: Artifact, inputs: Mapping[str, Artifact],
+    summaries: Mapping[str, dict[str, Any]], display: Display, record: RunRecord, output: Path,
+) -> None:
+    display.stage_started(stage.name)
+    started = time.perf_counter()
+    run_of_stage = StageRun(
+        config, stage.name, {name: one.path for name, one in inputs.items()}, dict(summaries), artifact.begin(),
+        artifact.fingerprint, output, display, record,
+    )  # fmt: skip
+    summary = stage.run(run_of_stage)
+    digests = {name: one.digest() for name, one in inputs.items()}
+    artifact.finish(stage.settings(config), digests, summary)
+    shown = ", ".join(f"{key} {_short(value)}" for key, value in summary.items() if not isinstance(value, dict))
+    display.stage_finished(stage.name, time.perf_counter() - started, shown)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _numbers(stage: str, summary: Mapping[str, Any]) -> dict[str, float]:
+    """A summary's numbers as metrics, with the stage's name before keys that have none."""
+    flat: dict[str, float] = {}
+    for key, value in summary.items():
+        name = key if "/" in key else f"{stage}/{key}"
+        if isinstance(value, dict):
+            flat |= {f"{name}_{inner}": float(v) for inner, v in value.items() if isinstance(v, int | float)}
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            flat[name] = float(value)
+    return {key.replace("judge/step", "judge/steps"): value for key, value in flat.items() if key != "step"}
+
+
+def _record_artifact(config: ExperimentConfig, record: RunRecord, stage: Stage, artifact: Artifact) -> None:
+    """What of a finished stage the tracker shows beside numbers."""
+    if stage.name == "report":
+        record.add_artifact(artifact.path, "report")
+    elif stage.name == "predictions":
+        record.add_artifact(artifact.path / "predictions.parquet", "predictions")
+    elif stage.name == "rationales":
+        record.add_artifact(artifact.path / "statistics.json", "rationales")
+    elif stage.name == "judge":
+        record.add_artifact(artifact.path / "pretraining.jsonl", "judge")
+    elif stage.name == "student":
+        record.add_student(artifact.path / "best")
+    elif stage.name == "questions":
+        rows = read_rows(artifact.path / "questions.parquet", Question)
+        for split in ("train", "validation", "test"):
+            count = sum(row.split == split for row in rows)
+            record.add_dataset(f"{config.task.name}-{split}", artifact.digest(), count, config.task.name, split)
+    elif stage.name == "training_set":
+        rows = len(read_rows(artifact.path / "examples.parquet", Example))
+        record.add_dataset("training_set", artifact.digest(), rows, str(artifact.path), "training")
+
+
+def headline(finished: Mapping[str, Artifact]) -> list[str]:
+    """The lines of the report that a person wants first."""
+    text = (finished["report"].path / "report.md").read_text()
+    return [line for line in text.splitlines() if line.startswith(("test accuracy", "untrained", "gain"))]

@@ -1,0 +1,89 @@
+"""The tokenised training set: label targets, all positives, the teacher's negatives, of each training question.
+
+Knows tokenizers only as "text in, ids out": it is handed the two functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from qcrd.config import ExperimentConfig
+from qcrd.records import Example, Question, Rationale, Vote
+
+Tokenize = Callable[[Sequence[str], int], list[list[int]]]
+
+
+@dataclass(frozen=True)
+class Truncation:
+    """How many texts were cut: inputs at `max_input_tokens`, targets at their limits."""
+
+    inputs: int
+    labels: int
+    rationales: int
+
+
+def training_label(config: ExperimentConfig, question: Question, vote: Vote, rationales: Sequence[Rationale]) -> str:
+    """The label text a question is trained on; empty where the teacher gave none.
+
+    With teacher labels, DSS takes the first sample's and QCRD the voted one.
+    """
+    if config.train.labels == "gold":
+        return question.label
+    if config.method == "qcrd":
+        return vote.majority_label or ""
+    return rationales[0].label if rationales else ""
+
+
+def build_examples(
+    config: ExperimentConfig,
+    questions: Sequence[Question],
+    votes: Mapping[str, Vote],
+    rationales: Mapping[str, Sequence[Rationale]],
+    tokenize_inputs: Tokenize,
+    tokenize_targets: Tokenize,
+) -> tuple[list[Example], Truncation]:
+    """One example for each question, none dropped; `rationales[q]` are in the order of sample index.
+
+    A rationale without text (a bare answer) is no rationale and is left out of both sides.
+    """
+    student = config.student
+    sides = {q.id: [r for r in rationales[q.id] if r.answer is not None and r.text] for q in questions}
+    texts = sorted({r.text for rows in sides.values() for r in rows})
+    labels = [training_label(config, q, votes[q.id], rationales[q.id]) for q in questions]
+    predict = [student.prefixes.predict + q.text for q in questions]
+    explain = [student.prefixes.explain + q.text for q in questions]
+    long = 10**9
+    full_inputs = [len(ids) for ids in tokenize_inputs(predict + explain, long)]
+    full_labels = [len(ids) for ids in tokenize_targets(labels, long)]
+    full_texts = [len(ids) for ids in tokenize_targets(texts, long)]
+    ids_of = dict(zip(texts, tokenize_targets(texts, student.max_target_tokens), strict=True))
+    predict_ids = tokenize_inputs(predict, student.max_input_tokens)
+    explain_ids = tokenize_inputs(explain, student.max_input_tokens)
+    label_ids = tokenize_targets(labels, student.max_label_tokens)
+    examples = []
+    for index, question in enumerate(questions):
+        positives = [r.text for r in sides[question.id] if r.positive]
+        negatives = [r.text for r in sides[question.id] if not r.positive]
+        first = rationales[question.id][0] if rationales[question.id] else None
+        examples.append(
+            Example(
+                question_id=question.id,
+                text=question.text,
+                predict_ids=predict_ids[index],
+                explain_ids=explain_ids[index],
+                label_ids=label_ids[index] if labels[index] else [],
+                rationale_ids=ids_of[first.text] if first is not None and first.text else [],
+                positives=[ids_of[text] for text in positives],
+                positive_texts=positives,
+                negatives=[ids_of[text] for text in negatives],
+                negative_texts=negatives,
+                answer=question.answer,
+            )
+        )
+    cut = Truncation(
+        inputs=sum(length > student.max_input_tokens for length in full_inputs),
+        labels=sum(length > student.max_label_tokens for length in full_labels),
+        rationales=sum(length > student.max_target_tokens for length in full_texts),
+    )
+    return examples, cut

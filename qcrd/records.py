@@ -1,0 +1,161 @@
+"""The rows that pass between stages, and their one way to and from Parquet.
+
+Knows nothing about where files lie (artifacts.py) or what the rows mean to a stage.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question of a task. `label` is the target text; `answer` its canonical form, on which votes are taken.
+
+    `facts` is JSON about how a generated question was made (for the simulated teacher); empty for real questions.
+    """
+
+    id: str
+    split: str
+    text: str
+    label: str
+    answer: str
+    facts: str = ""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One raw completion of the teacher, or the reason why there is none (`error` not empty)."""
+
+    question_id: str
+    index: int
+    key: str
+    text: str
+    reasoning: str
+    finish_reason: str
+    error: str
+    attempts: int
+    prompt_tokens: int | None
+    completion_tokens: int | None
+
+
+@dataclass(frozen=True)
+class Rationale:
+    """One parsed sample. `answer` is None where nothing could be parsed; such a sample never votes."""
+
+    question_id: str
+    sample_index: int
+    text: str
+    label: str
+    answer: str | None
+    positive: bool
+    right: bool
+
+
+@dataclass(frozen=True)
+class Vote:
+    """Self-consistency of one question. `agreement` = share of parsed samples with the majority answer."""
+
+    question_id: str
+    majority: str | None
+    majority_label: str | None
+    agreement: float
+    tie: bool
+    num_samples: int
+    num_parsed: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tokenised training question: token ids with EOS, and the texts that the discriminator reads.
+
+    `rationale_ids` is the first sample's rationale (DSS), whatever its answer; empty where there is none.
+    """
+
+    question_id: str
+    text: str
+    predict_ids: list[int]
+    explain_ids: list[int]
+    label_ids: list[int]
+    rationale_ids: list[int]
+    positives: list[list[int]]
+    positive_texts: list[str]
+    negatives: list[list[int]]
+    negative_texts: list[str]
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One greedy label prediction. `checkpoint` is initial, best or last."""
+
+    question_id: str
+    split: str
+    checkpoint: str
+    text: str
+    answer: str | None
+    right: bool
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One rationale that the student wrote, with the discriminator's score where there is one."""
+
+    question_id: str
+    split: str
+    temperature: float
+    sample_index: int
+    text: str
+    truncated: bool
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Score:
+    """The discriminator's score of one rationale. `source`: teacher_positive, teacher_negative, student_<τ>."""
+
+    question_id: str
+    source: str
+    score: float
+
+
+_ARROW: dict[Any, pa.DataType] = {
+    str: pa.string(),
+    int: pa.int64(),
+    float: pa.float64(),
+    bool: pa.bool_(),
+    str | None: pa.string(),
+    int | None: pa.int64(),
+    float | None: pa.float64(),
+    list[int]: pa.list_(pa.int32()),
+    list[str]: pa.list_(pa.string()),
+    list[list[int]]: pa.list_(pa.list_(pa.int32())),
+}
+
+
+def schema_of(row_type: type) -> pa.Schema:
+    """The Arrow schema of a record type."""
+    return pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(row_type).items()])
+
+
+def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> None:
+    """Write records as one Parquet file."""
+    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(row_type))
+    pq.write_table(table, path)
+
+
+def read_rows(path: Path, row_type: type[T]) -> list[T]:
+    """Read records. Raises `ValueError` where the file's columns are not the record's."""
+    table = pq.read_table(path)
+    expected = [field.name for field in fields(row_type)]  # pyright: ignore[reportArgumentType]
+    if table.column_names != expected:
+        raise ValueError(f"{path}: columns {table.column_names}, expected {expected}")
+    return [row_type(**row) for row in table.to_pylist()]

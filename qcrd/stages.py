@@ -1,0 +1,343 @@
+"""The stages of one experiment in order: what each reads, which settings decide its output, and what it does.
+
+A stage reads finished folders and fills one new folder. Which stages an experiment has follows from its method:
+without a teacher's help nobody is asked, without a judge none is trained. Knows nothing about where folders lie or
+what is already done (pipeline.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qcrd.artifacts import folder_digest
+from qcrd.config import ExperimentConfig, ScratchConfig
+from qcrd.console import Display
+from qcrd.distill.discriminator import JudgedQuestion
+from qcrd.distill.judge import AUROC_WARNING
+from qcrd.distill.loop import Event
+from qcrd.distill.student import encode_inputs, encode_targets, load_tokenizer, train_tokenizer
+from qcrd.distill.train import pretrain_judge, run_remotely, train
+from qcrd.evaluate.stage import evaluate
+from qcrd.rationales.consistency import judge_question, statistics
+from qcrd.rationales.training_set import build_examples
+from qcrd.records import Example, Question, Rationale, Sample, Vote, read_rows, write_rows
+from qcrd.report.report import write_report
+from qcrd.tasks import get_task, load_questions
+from qcrd.tasks.parsers import get_parser
+from qcrd.teacher.requests import model_settings, read_prompt
+from qcrd.teacher.sample import sample
+from qcrd.tracking import RunRecord
+
+Summary = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StageRun:
+    """What a stage is given: settings, folders to read, the folder to fill, and where to tell how it goes."""
+
+    config: ExperimentConfig
+    name: str
+    inputs: dict[str, Path]
+    summaries: dict[str, Summary]
+    out: Path
+    fingerprint: str
+    output: Path
+    display: Display
+    record: RunRecord
+
+    def on_event(self, event: Event) -> None:
+        """Progress and metric rows from wherever the work is done."""
+        if event["kind"] == "progress":
+            self.display.progress(self.name, event["done"], event["total"], event["info"])
+        elif event["kind"] == "metrics":
+            for row in event["rows"]:
+                self.record.log(self.name, {k: v for k, v in row.items() if k != "step"}, int(row["step"]))
+        elif event["kind"] == "restart":
+            self.record.restart_stage(self.name, event["rows"])
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage. `version` is raised when its code changes results. `inputs` are the stages whose folders it reads."""
+
+    name: str
+    version: int
+    inputs: tuple[str, ...]
+    settings: Callable[[ExperimentConfig], dict[str, Any]]
+    run: Callable[[StageRun], Summary]
+    of_task: bool
+    """Named after the task (shared between experiments) or after the experiment."""
+
+
+def model_identity(name: str, revision: str | None) -> dict[str, str | None]:
+    """What a model's name stands for: a folder's content, or a hub name with its revision."""
+    if Path(name).is_dir():
+        return {"content": folder_digest(Path(name))}
+    return {"hub": name, "revision": revision}
+
+
+def _scratch(scratch: ScratchConfig) -> dict[str, Any]:
+    settings = scratch.model_dump(exclude={"tokenizer"})
+    return settings | {"tokenizer": model_identity(scratch.tokenizer, None) if scratch.tokenizer else None}
+
+
+def _model(kind: str, name: str, revision: str | None, scratch: ScratchConfig) -> dict[str, Any]:
+    identity = _scratch(scratch) if kind == "scratch" else model_identity(name, revision)
+    return {"kind": kind, **identity}
+
+
+# -- questions ----------------------------------------------------------------------------------------------------
+
+
+def _questions_settings(config: ExperimentConfig) -> dict[str, Any]:
+    task = get_task(config.task.name)
+    return {"task": config.task.model_dump(exclude={"path", "sha256"}), "source": task.source(config.task)}
+
+
+def _make_questions(run: StageRun) -> Summary:
+    questions = load_questions(get_task(run.config.task.name), run.config.task)
+    write_rows(run.out / "questions.parquet", Question, questions)
+    sizes: dict[str, int] = defaultdict(int)
+    for question in questions:
+        sizes[question.split] += 1
+    return dict(sizes)
+
+
+# -- samples ------------------------------------------------------------------------------------------------------
+
+
+def _samples_settings(config: ExperimentConfig) -> dict[str, Any]:
+    task = get_task(config.task.name)
+    settings = {"num_samples": config.teacher.num_samples, **model_settings(config.teacher, task)}
+    return settings | {"prompt": read_prompt(config.teacher, task)}
+
+
+def _make_samples(run: StageRun) -> Summary:
+    questions = read_rows(run.inputs["questions"] / "questions.parquet", Question)
+
+    def on_progress(done: int, total: int, info: Mapping[str, Any]) -> None:
+        text = ", ".join(f"{key} {value}" for key, value in info.items())
+        run.display.progress(run.name, done, total, text)
+
+    task = get_task(run.config.task.name)
+    result = sample(run.config, task, questions, run.output / "store", on_progress)
+    write_rows(run.out / "samples.parquet", Sample, result.samples)
+    return result.summary
+
+
+# -- rationales ---------------------------------------------------------------------------------------------------
+
+
+def _rationales_settings(config: ExperimentConfig) -> dict[str, Any]:
+    return {**config.rationales.model_dump(), "parser": config.teacher.parser}
+
+
+def _make_rationales(run: StageRun) -> Summary:
+    config = run.config
+    parse = get_parser(config.teacher.parser, get_task(config.task.name))
+    questions = read_rows(run.inputs["questions"] / "questions.parquet", Question)
+    samples: dict[str, list[Sample]] = defaultdict(list)
+    for row in read_rows(run.inputs["samples"] / "samples.parquet", Sample):
+        if row.index < config.rationales.num_samples:
+            samples[row.question_id].append(row)
+    votes: list[Vote] = []
+    rationales: list[Rationale] = []
+    for question in questions:
+        if question.split == "train":
+            vote, rows = judge_question(question, samples[question.id], parse, config.rationales.positives)
+            votes.append(vote)
+            rationales += rows
+    write_rows(run.out / "votes.parquet", Vote, votes)
+    write_rows(run.out / "rationales.parquet", Rationale, rationales)
+    numbers = statistics(votes, rationales)
+    (run.out / "statistics.json").write_text(json.dumps(numbers, indent=2) + "\n")
+    _show_statistics(run, numbers)
+    return numbers
+
+
+def _show_statistics(run: StageRun, numbers: Summary) -> None:
+    """The paper's appendix Table 2, by both definitions of positive."""
+    k = run.config.rationales.num_samples
+    names = {
+        "mean_positives": f"mean positives of {k}", "share_only_positives": "share with only positives",
+        "share_only_negatives": "share with only negatives",
+    }  # fmt: skip
+    rows = [[title, f"{numbers['by_gold'][key]:.3f}", f"{numbers['by_majority'][key]:.3f}"] for key, title in names.items()]
+    run.display.table(
+        f"Rationales of {numbers['num_questions']} questions, parse rate {numbers['parse_rate']:.1%}, "
+        f"right {numbers['sample_accuracy']:.1%}, vote right {numbers['vote_accuracy']:.1%}",
+        ["statistic (Table A-2)", "positive = gold answer", "positive = majority"],
+        rows,
+    )
+
+
+# -- training set -------------------------------------------------------------------------------------------------
+
+
+def uses_teacher(config: ExperimentConfig) -> bool:
+    """Whether anybody is asked: fine-tuning on gold labels needs no teacher."""
+    return config.method != "finetune" or config.train.labels == "teacher"
+
+
+def _training_set_settings(config: ExperimentConfig) -> dict[str, Any]:
+    student = config.student
+    limits = student.model_dump(include={"prefixes", "max_input_tokens", "max_target_tokens", "max_label_tokens"})
+    labels = {"labels": config.train.labels, "voted": config.method == "qcrd"} if config.train.labels == "teacher" else {}
+    if student.kind == "scratch" and student.scratch.tokenizer is None:
+        return {**limits, **labels, "vocab_size": student.scratch.vocab_size}
+    name = student.scratch.tokenizer if student.kind == "scratch" else student.model
+    return {**limits, **labels, "tokenizer": model_identity(str(name), student.revision)}
+
+
+def _make_training_set(run: StageRun) -> Summary:
+    config = run.config
+    questions = read_rows(run.inputs["questions"] / "questions.parquet", Question)
+    train_questions = [q for q in questions if q.split == "train"]
+    votes = {q.id: Vote(q.id, None, None, 0.0, False, 0, 0) for q in train_questions}
+    rationales: dict[str, list[Rationale]] = {q.id: [] for q in train_questions}
+    if "rationales" in run.inputs:
+        votes = {v.question_id: v for v in read_rows(run.inputs["rationales"] / "votes.parquet", Vote)}
+        for row in read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale):
+            rationales[row.question_id].append(row)
+    student = config.student
+    if student.kind == "scratch" and student.scratch.tokenizer is None:
+        prefixes = list(student.prefixes.model_dump().values())
+        texts = [text for q in train_questions for text in (q.text, q.label)] + prefixes * 100
+        texts += [row.text for rows in rationales.values() for row in rows]
+        tokenizer = train_tokenizer(texts, student.scratch.vocab_size)
+    else:
+        name = student.scratch.tokenizer if student.kind == "scratch" else student.model
+        tokenizer = load_tokenizer(str(name), student.revision)
+    examples, cut = build_examples(
+        config, train_questions, votes, rationales,
+        lambda texts, limit: encode_inputs(tokenizer, texts, limit),
+        lambda texts, limit: encode_targets(tokenizer, texts, limit),
+    )  # fmt: skip
+    tokenizer.save_pretrained(run.out / "tokenizer")
+    write_rows(run.out / "examples.parquet", Example, examples)
+    return {
+        "examples": len(examples),
+        "without_positive": sum(not e.positives for e in examples),
+        "without_label": sum(not e.label_ids for e in examples),
+        "positives": sum(len(e.positives) for e in examples),
+        "teacher_negatives": sum(len(e.negatives) for e in examples),
+        "vocabulary": len(tokenizer),
+        "truncated_inputs": cut.inputs,
+        "truncated_labels": cut.labels,
+        "truncated_rationales": cut.rationales,
+    }
+
+
+# -- judge --------------------------------------------------------------------------------------------------------
+
+_ONLINE_FIELDS = {"enabled", "update_every", "update_steps", "kind", "model", "revision", "scratch"}
+
+
+def _judge_settings(config: ExperimentConfig) -> dict[str, Any]:
+    judge = config.discriminator
+    return {
+        **judge.model_dump(exclude=_ONLINE_FIELDS),
+        "model": _model(judge.kind, judge.model, judge.revision, judge.scratch),
+    }
+
+
+def _make_judge(run: StageRun) -> Summary:
+    questions = {q.id: q for q in read_rows(run.inputs["questions"] / "questions.parquet", Question)}
+    sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+    for row in read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale):
+        if row.answer is not None and row.text:
+            sides[row.question_id][0 if row.positive else 1].append(row.text)
+    judged = [JudgedQuestion(id_, questions[id_].text, *both) for id_, both in sides.items()]
+    rows = run_remotely(run.config, pretrain_judge, judged, run.out, on_event=run.on_event)
+    last = rows[-1]
+    auroc = last.get("judge/auroc_real", last.get("judge/auroc_augmented"))
+    if auroc is None or auroc < AUROC_WARNING:
+        shown = "not measurable" if auroc is None else f"{auroc:.3f}"
+        run.display.warn(f"the judge's AUROC on held-out rationales is {shown}, below {AUROC_WARNING}: its scores weigh little")
+    return dict(last)
+
+
+# -- student ------------------------------------------------------------------------------------------------------
+
+
+def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
+    student = config.student.model_dump(exclude={"kind", "model", "revision", "scratch"})
+    settings: dict[str, Any] = {
+        "method": config.method,
+        "seed": config.seed,
+        "student": student,
+        "model": _model(config.student.kind, config.student.model, config.student.revision, config.student.scratch),
+        "loss": config.loss.model_dump(),
+        "train": config.train.model_dump(),
+        "evaluation": config.evaluation.model_dump(include={"validation_limit"}),
+    }
+    if config.method == "qcrd":
+        settings["negatives"] = config.negatives.model_dump(exclude={"fixed"})
+        if config.negatives.source == "fixed":
+            settings["fixed"] = model_identity(str(config.negatives.fixed), None)
+        settings["discriminator"] = config.discriminator.model_dump(exclude={"model", "revision", "scratch", "kind"})
+    return settings
+
+
+def _make_student(run: StageRun) -> Summary:
+    inputs = {name: run.inputs[name] for name in ("questions", "training_set", "judge") if name in run.inputs}
+    train(run.config, inputs, run.output / "checkpoints", run.fingerprint, run.out, run.on_event)
+    return json.loads((run.out / "training.json").read_text())
+
+
+# -- predictions and report ---------------------------------------------------------------------------------------
+
+
+def _predictions_settings(config: ExperimentConfig) -> dict[str, Any]:
+    return {
+        "num_examples": config.evaluation.num_examples,
+        "batch_size": config.evaluation.batch_size,
+        "top_k": config.negatives.top_k,
+        "max_new_tokens": config.negatives.max_new_tokens,
+        "seed": config.seed,
+    }
+
+
+def _make_predictions(run: StageRun) -> Summary:
+    return evaluate(run.config, run.inputs, run.out, run.on_event)
+
+
+def _report_settings(config: ExperimentConfig) -> dict[str, Any]:
+    hidden = {"output", "resources", "tracking", "checkpoint"}
+    settings = config.model_dump(exclude=hidden)
+    settings["task"].pop("path")
+    settings["teacher"]["imported"].pop("path")
+    return settings
+
+
+def _make_report(run: StageRun) -> Summary:
+    return write_report(run.config, run.inputs, run.summaries, run.out)
+
+
+def stages_of(config: ExperimentConfig) -> list[Stage]:
+    """The stages of an experiment, in the order in which data flows."""
+    asked = ("samples", "rationales") if uses_teacher(config) else ()
+    judged = ("judge",) if config.uses_discriminator() else ()
+    rationales = ("rationales",) if asked else ()
+    trained = ("questions", "training_set", *judged)
+    every = ("questions", *asked, "training_set", *judged, "student", "predictions")
+    stages = {
+        "questions": Stage("questions", 1, (), _questions_settings, _make_questions, True),
+        "samples": Stage("samples", 1, ("questions",), _samples_settings, _make_samples, True),
+        "rationales": Stage("rationales", 1, ("questions", "samples"), _rationales_settings, _make_rationales, True),
+        "training_set": Stage(
+            "training_set", 1, ("questions", *rationales), _training_set_settings, _make_training_set, True
+        ),
+        "judge": Stage("judge", 1, ("questions", "rationales"), _judge_settings, _make_judge, True),
+        "student": Stage("student", 1, trained, _student_settings, _make_student, False),
+        "predictions": Stage("predictions", 1, (*trained, "student"), _predictions_settings, _make_predictions, False),
+        "report": Stage("report", 1, every, _report_settings, _make_report, False),
+    }
+    return [stages[name] for name in (*every, "report")]
+
+

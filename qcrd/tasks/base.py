@@ -1,0 +1,80 @@
+"""What a task (a benchmark) offers: questions, a few-shot prompt, the reading of an answer, when one is right.
+
+A task is a module with these names (`tasks/svamp.py`); `tasks/__init__.py` lists them. Nothing outside `tasks/` and
+`experiments/` knows a benchmark by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from qcrd.config import TaskConfig
+from qcrd.records import Question
+
+
+@dataclass(frozen=True)
+class ParsedSample:
+    """A completion, read: the reasoning before the answer phrase, the label text, and its canonical answer."""
+
+    rationale: str
+    label: str
+    answer: str
+
+
+class Task(Protocol):
+    """The interface of a task module."""
+
+    NAME: str
+    STOP: tuple[str, ...]
+    """Sequences at which the teacher stops: the marker of a next question."""
+    ANSWER_PHRASE: str
+    """What every few-shot example of the prompt says before its answer."""
+    PROMPT: Path
+    """The task's own few-shot prompt."""
+
+    @staticmethod
+    def sizes(config: TaskConfig) -> dict[str, int]:
+        """Questions per split, known without reading any file (published sizes), before `train_limit`."""
+        ...
+
+    @staticmethod
+    def check(config: TaskConfig) -> None:
+        """Raise `ConfigError` that names the field where the task's file is missing or a setting cannot be."""
+        ...
+
+    @staticmethod
+    def source(config: TaskConfig) -> dict[str, str]:
+        """Content digests of the files that the questions come from: {name: sha256}."""
+        ...
+
+    @staticmethod
+    def load(config: TaskConfig) -> list[Question]:
+        """All questions of all splits, in a fixed order, before `train_limit`."""
+        ...
+
+    @staticmethod
+    def format_prompt(few_shot: str, question: str) -> str:
+        """The text that the teacher completes."""
+        ...
+
+    @staticmethod
+    def parse(text: str) -> ParsedSample | None:
+        """Read a raw completion; None where it has no answer."""
+        ...
+
+    @staticmethod
+    def answer_of(label: str) -> str | None:
+        """Canonical answer of a label text (gold or predicted); None where it is not one."""
+        ...
+
+    @staticmethod
+    def is_right(label: str, question: Question) -> bool:
+        """Whether a predicted label text is right."""
+        ...
+
+    @staticmethod
+    def states_answer(text: str, answer: str) -> bool:
+        """Whether a rationale states this canonical answer (negatives that do are no longer wrong)."""
+        ...

@@ -1,0 +1,18 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of public data, outside the project; tests that need it skip where it is absent."""
+    root = Path(__file__).resolve().parent.parent
+    folder = Path(os.environ.get("QCRD_DATA") or root.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no public data in {folder}; set QCRD_DATA to the folder that holds svamp/SVAMP.json")
+    return folder
