@@ -67,12 +67,13 @@ class SimulatedConfig(Settings):
 class ImportedConfig(Settings):
     """Completions that somebody has already paid for.
 
-    `format`: `aligned` is a JSON list whose item i answers row i of the task's file; `lines` is JSON lines
+    `format`: `aligned` is a JSON list whose item i answers row i of `aligned_to`, a JSON-lines file; `lines` is JSON lines
     {question_id or question, text}; `records` is a JSON list of objects with a question and a list of completions.
     """
 
     path: str | None = None
     format: Literal["aligned", "lines", "records"] = "records"
+    aligned_to: str | None = None
     question_field: str = "question"
     id_field: str = "question_id"
     text_field: str = "text"

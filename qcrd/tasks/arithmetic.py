@@ -23,6 +23,7 @@ from qcrd.tasks.stories import DISTRACTORS, EVENTS, NAMES, OBJECTS, QUESTIONS, S
 __all__ = [
     "ANSWER_PHRASE",
     "NAME",
+    "SIMULATED",
     "PROMPT",
     "STOP",
     "answer_of",
@@ -38,6 +39,7 @@ __all__ = [
 ]
 
 NAME: str = "arithmetic"
+SIMULATED: bool = True
 STOP: tuple[str, ...] = ("\nQ:",)
 PROMPT = Path(__file__).parent / "prompts" / "arithmetic.txt"
 

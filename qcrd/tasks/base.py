@@ -33,6 +33,8 @@ class Task(Protocol):
     """What every few-shot example of the prompt says before its answer."""
     PROMPT: Path
     """The task's own few-shot prompt."""
+    SIMULATED: bool
+    """Whether questions carry the facts that the simulated teacher needs."""
 
     @staticmethod
     def sizes(config: TaskConfig) -> dict[str, int]:

@@ -21,6 +21,7 @@ from qcrd.tasks.files import check_file, data_file, is_url
 __all__ = [
     "ANSWER_PHRASE",
     "NAME",
+    "SIMULATED",
     "PROMPT",
     "STOP",
     "answer_of",
@@ -35,6 +36,7 @@ __all__ = [
 ]
 
 NAME: str = "svamp"
+SIMULATED: bool = False
 STOP: tuple[str, ...] = ("\nQ:",)
 PROMPT = Path(__file__).parent / "prompts" / "svamp.txt"
 SHA256 = "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"
