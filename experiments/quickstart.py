@@ -40,7 +40,7 @@ def recipe() -> ExperimentConfig:
         ),
         negatives=NegativesConfig(gap=2, num_samples=1, max_new_tokens=32),
         train=TrainConfig(
-            steps=600, iteration_steps=120, global_batch_size=32, learning_rate=3e-3, log_every=20
+            steps=400, iteration_steps=80, global_batch_size=24, learning_rate=3e-3, log_every=20
         ),
         checkpoint=CheckpointConfig(keep=1),
         evaluation=EvaluationConfig(batch_size=200),

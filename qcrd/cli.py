@@ -43,7 +43,8 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
 
     with Display() as display:
         rows = [[one.stage, one.state, one.work] for one in pipeline.plan(config)]
-        display.table(f"{config.name}: {config.method} on {config.task.name}", ["stage", "state", "work or folder"], rows)
+        title = f"{config.name}: {config.method} on {config.task.name}"
+        display.table(title, ["stage", "state", "work or folder"], rows)
 
 
 @app.command()

@@ -54,7 +54,7 @@ class TaskConfig(Settings):
     seed: int = 0
     path: str | None = Field(default=None, description="file or URL of the questions; default: under QCRD_DATA")
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="checksum the file must have")
-    train_limit: Positive | None = Field(default=None, description="use this many training questions, drawn by task.seed")
+    train_limit: Positive | None = Field(default=None, description="training questions, drawn by task.seed")
     generator: GeneratorConfig = GeneratorConfig()
 
 
@@ -67,7 +67,7 @@ class SimulatedConfig(Settings):
 class ImportedConfig(Settings):
     """Completions that somebody has already paid for.
 
-    `format`: `aligned` is a JSON list whose item i answers row i of `aligned_to`, a JSON-lines file; `lines` is JSON lines
+    `format`: `aligned` is a JSON list whose item i answers row i of `aligned_to` (JSON lines); `lines` is JSON lines
     {question_id or question, text}; `records` is a JSON list of objects with a question and a list of completions.
     """
 
@@ -87,7 +87,7 @@ class TeacherConfig(Settings):
     model: str = "gpt-3.5-turbo"
     base_url: str | None = Field(default=None, description="any OpenAI-compatible endpoint; default: OpenAI's")
     api: Literal["chat", "completions"] = "chat"
-    api_key_env: str = Field(default="OPENAI_API_KEY", description="name of the environment variable that holds the key")
+    api_key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
     num_samples: Positive = 5
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
@@ -163,7 +163,7 @@ class DiscriminatorConfig(Settings):
     max_steps: Positive = 500
     eval_every: Positive = 100
     holdout: float = Field(default=0.1, gt=0, lt=1)
-    target_score: float = Field(default=0.95, gt=0.5, lt=1, description="stop once mean s+ >= this and mean s- <= 1 - this")
+    target_score: float = Field(default=0.95, gt=0.5, lt=1, description="stop once s+ >= this and s- <= 1 - this")
     augmentation: Literal["rules", "stanza"] = "rules"
     max_tokens: Positive = 512
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -236,7 +236,7 @@ class TrackingConfig(Settings):
     """MLflow. The local record is always written, whatever stands here."""
 
     enabled: bool = True
-    uri: str | None = Field(default=None, description="default: MLFLOW_TRACKING_URI, else a SQLite file in the output folder")
+    uri: str | None = Field(default=None, description="default: MLFLOW_TRACKING_URI, else SQLite in the output folder")
     experiment: str = "qcrd"
     log_model: bool = True
 
@@ -297,7 +297,7 @@ def one_line(error: ValidationError) -> str:
     """The first of a validation's errors as one line: field, value, what is allowed."""
     first, rest = error.errors()[0], error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
-    field = ".".join(str(part) for part in first["loc"] if part != "constrained-int" and not str(part).startswith("liter"))
+    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "literal[")))
     value = first.get("input")
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(first["loc"][:-1])

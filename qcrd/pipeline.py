@@ -28,6 +28,7 @@ from qcrd.tracking import RunRecord, read_metrics
 RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint's commit waits for this poll
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # Ray's own logs stay in its session folder
     "RAY_DATA_DEFAULT_ASYNC_BATCH_UDF_MAX_CONCURRENCY": "64",
 }
 
@@ -49,9 +50,9 @@ def check(config: ExperimentConfig) -> None:
     if uses_teacher(config):
         check_teacher(config, task)
     student = config.student
-    named = {"student.scratch.tokenizer": student.scratch.tokenizer} if student.kind == "scratch" else {}
-    if student.kind != "scratch":
-        named = {"student.model": student.model}
+    named: dict[str, str | None] = {"student.model": student.model}
+    if student.kind == "scratch":
+        named = {"student.scratch.tokenizer": student.scratch.tokenizer}
     if config.uses_discriminator():
         judge = config.discriminator
         scratch = judge.kind == "scratch"

@@ -167,7 +167,8 @@ def _show_statistics(run: StageRun, numbers: Summary) -> None:
         "mean_positives": f"mean positives of {k}", "share_only_positives": "share with only positives",
         "share_only_negatives": "share with only negatives",
     }  # fmt: skip
-    rows = [[title, f"{numbers['by_gold'][key]:.3f}", f"{numbers['by_majority'][key]:.3f}"] for key, title in names.items()]
+    gold, voted = numbers["by_gold"], numbers["by_majority"]
+    rows = [[title, f"{gold[key]:.3f}", f"{voted[key]:.3f}"] for key, title in names.items()]
     run.display.table(
         f"Rationales of {numbers['num_questions']} questions, parse rate {numbers['parse_rate']:.1%}, "
         f"right {numbers['sample_accuracy']:.1%}, vote right {numbers['vote_accuracy']:.1%}",
@@ -187,7 +188,9 @@ def uses_teacher(config: ExperimentConfig) -> bool:
 def _training_set_settings(config: ExperimentConfig) -> dict[str, Any]:
     student = config.student
     limits = student.model_dump(include={"prefixes", "max_input_tokens", "max_target_tokens", "max_label_tokens"})
-    labels = {"labels": config.train.labels, "voted": config.method == "qcrd"} if config.train.labels == "teacher" else {}
+    labels: dict[str, Any] = {}
+    if config.train.labels == "teacher":
+        labels = {"labels": "teacher", "voted": config.method == "qcrd"}
     if student.kind == "scratch" and student.scratch.tokenizer is None:
         return {**limits, **labels, "vocab_size": student.scratch.vocab_size}
     name = student.scratch.tokenizer if student.kind == "scratch" else student.model
@@ -258,7 +261,7 @@ def _make_judge(run: StageRun) -> Summary:
     auroc = last.get("judge/auroc_real", last.get("judge/auroc_augmented"))
     if auroc is None or auroc < AUROC_WARNING:
         shown = "not measurable" if auroc is None else f"{auroc:.3f}"
-        run.display.warn(f"the judge's AUROC on held-out rationales is {shown}, below {AUROC_WARNING}: its scores weigh little")
+        run.display.warn(f"the judge's AUROC on held-out rationales is {shown}, below {AUROC_WARNING}")
     return dict(last)
 
 

@@ -94,8 +94,8 @@ def pretrain(
 ) -> tuple[list[dict[str, float]], list[str]]:
     """Train the judge for at most `max_steps` steps; stop once scores reach `target_score` on the held-out questions.
 
-    Returns the metric rows, whose last one is the judge's at the end, and the ids of the held-out questions. Raises `ValueError` where fewer than two questions
-    have a positive rationale.
+    Returns the metric rows, whose last one is the judge's at the end, and the ids of the held-out questions. Raises
+    `ValueError` where fewer than two questions have a positive rationale.
     """
     questions = [q for q in questions if q.positives]
     if len(questions) < 2:

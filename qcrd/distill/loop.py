@@ -271,7 +271,7 @@ class Training:
                         selected.update(index for index in chosen.tolist() if index >= 0)
                 means = {f"train/{key}": float(torch.stack([m[key] for m in window]).mean()) for key in window[0]}
                 if not math.isfinite(means["train/loss"]):
-                    raise FloatingPointError(f"the loss is {means['train/loss']} in the {len(window)} steps up to {done}")
+                    raise FloatingPointError(f"loss {means['train/loss']} in the {len(window)} steps up to {done}")
                 seconds = (time.perf_counter() - started) / len(window)
                 self._log(done, means, {"time/step": seconds})
                 self._progress(done, f"iteration {iteration}, loss {means['train/loss']:.3f}")
@@ -307,7 +307,7 @@ class Training:
         if config.update_steps == 0:
             return {}
         judged = [
-            JudgedQuestion(e.question_id, e.text, e.positive_texts, e.negative_texts + [one.text for one in negatives[i]])
+            JudgedQuestion(e.question_id, e.text, e.positive_texts, e.negative_texts + [n.text for n in negatives[i]])
             for i, e in ((i, self.data.examples[i]) for i in visited)
         ]
         judged = [q for q in judged if q.positives and q.negatives]
@@ -318,7 +318,8 @@ class Training:
         losses = []
         for update in range(config.update_steps):
             if len(order) < config.batch_questions:
-                order += generator(self.config.seed, "judge_update", iteration, update).permutation(len(judged)).tolist()
+                stream = generator(self.config.seed, "judge_update", iteration, update)
+                order += stream.permutation(len(judged)).tolist()
             batch, order = order[: config.batch_questions], order[config.batch_questions :]
             seed = stable_seed(self.config.seed, "judge_update_step", iteration, update)
             questions = [judged[i] for i in batch]
@@ -358,8 +359,8 @@ def save_student(config: ExperimentConfig, student: Student, data: TrainingData,
     """A model folder that transformers loads, with its tokenizer and `qcrd.json` (prefixes and limits)."""
     student.model.save_pretrained(folder)
     data.tokenizer.save_pretrained(folder)
-    limits = {key: getattr(config.student, key) for key in ("max_input_tokens", "max_label_tokens", "max_target_tokens")}
-    settings = {"prefixes": config.student.prefixes.model_dump(), **limits}
+    fields = {"prefixes", "max_input_tokens", "max_label_tokens", "max_target_tokens"}
+    settings = config.student.model_dump(include=fields)
     (folder / "qcrd.json").write_text(json.dumps(settings, indent=2) + "\n")
 
 

@@ -92,13 +92,14 @@ def candidate_weights(
     one draw a side; `mean` mean l+, mean n; `weighted_mean` mean(s+ l+), mean((1-s-) n). A negative whose n_j is 0 has
     weight 0. A question without a positive drops its negatives too. Selection is data, not a gradient path.
     """
+    dtype = nll_pos_NM.dtype
     active_NK = (nll_neg_NK < margin) & mask_neg_NK
     hinge_NK = (nll_neg_NK - margin).clamp(max=0)
     num_pos, num_neg = nll_pos_NM.shape[1], nll_neg_NK.shape[1]
     nobody_N = torch.full((nll_pos_NM.shape[0],), -1, device=nll_pos_NM.device)
     if scheme in ("mean", "weighted_mean"):
-        weights_pos = mask_pos_NM / mask_pos_NM.sum(dim=1, keepdim=True).clamp(min=1)
-        weights_neg = active_NK / mask_neg_NK.sum(dim=1, keepdim=True).clamp(min=1)
+        weights_pos = mask_pos_NM.to(dtype) / mask_pos_NM.sum(dim=1, keepdim=True).clamp(min=1)
+        weights_neg = active_NK.to(dtype) / mask_neg_NK.sum(dim=1, keepdim=True).clamp(min=1)
         if scheme == "weighted_mean":
             weights_pos, weights_neg = weights_pos * quality_pos_NM, weights_neg * (1 - quality_neg_NK)
         selected_pos_N = selected_neg_N = nobody_N
@@ -117,7 +118,6 @@ def candidate_weights(
         weights_pos = _one_hot(selected_pos_N, num_pos) * quality_pos_NM
         weights_neg = _one_hot(selected_neg_N, num_neg) * active_NK * (1 - quality_neg_NK)
     has_positive_N1 = mask_pos_NM.any(dim=1, keepdim=True)
-    dtype = nll_pos_NM.dtype
     return CandidateWeights(
         weights_pos.to(dtype), (weights_neg * has_positive_N1).to(dtype), selected_pos_N, selected_neg_N
     )

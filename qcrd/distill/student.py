@@ -29,7 +29,13 @@ from qcrd.config import ScratchConfig, StudentConfig
 from qcrd.distill.losses import IGNORED
 from qcrd.seeding import stable_seed
 
-_DROPOUT_FIELDS = ("dropout_rate", "dropout", "hidden_dropout_prob", "attention_dropout", "attention_probs_dropout_prob")
+_DROPOUT_FIELDS = (
+    "dropout_rate",
+    "dropout",
+    "hidden_dropout_prob",
+    "attention_dropout",
+    "attention_probs_dropout_prob",
+)
 
 
 def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -81,7 +87,7 @@ def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max
         return []
     eos = eos_of(tokenizer)
     rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
-    return [row[: max_tokens - 1] + [eos] for row in rows]
+    return [[*row[: max_tokens - 1], eos] for row in rows]
 
 
 def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> torch.Tensor:
@@ -93,7 +99,7 @@ def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> torc
 
 @dataclass
 class Student:
-    """A model with the ids that it needs. Shapes: B sequences, S input tokens, T target tokens, H width, V vocabulary."""
+    """A model with the ids that it needs. B sequences, S input tokens, T target tokens, H width, V vocabulary."""
 
     model: PreTrainedModel
     pad_id: int
@@ -222,7 +228,7 @@ def as_student(
     """Wrap a model. Raises `ValueError` where it does not say with which token its decoder starts."""
     start_id = model.config.decoder_start_token_id
     if start_id is None:
-        raise ValueError(f"model of type {model.config.model_type!r} has no decoder_start_token_id: not a seq2seq model")
+        raise ValueError(f"model of type {model.config.model_type!r} has no decoder_start_token_id: not seq2seq")
     model = model.to(device=device, dtype=torch.float64 if dtype == "float64" else torch.float32)  # pyright: ignore[reportCallIssue]
     model.train()
     return Student(model, _pad_of(tokenizer), eos_of(tokenizer), int(start_id), dtype)

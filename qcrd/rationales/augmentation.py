@@ -19,10 +19,10 @@ _TOKEN = re.compile(r"\d+(?:\.\d+)?|[A-Za-z]+(?:'[a-z]+)?|[+\-*/×÷=]|[^\sA-Za-
 _OPERATORS = ("+", "-", "*", "/")
 _CLASS_WORDS = ("entailment", "neutral", "contradiction")
 _FUNCTION_WORDS = frozenset(
-    "a an the and or but if so of to in on at by for from with as is are was were be been being am do does did has have "
-    "had he she it they we you i his her its their our your my him them us this that these those there then than not no "
-    "will would can could should may might must what which who how many much more most left now first after before "
-    "each all some answer because therefore since when while also only just".split()
+    """a an the and or but if so of to in on at by for from with as is are was were be been being am do does did has
+    have had he she it they we you i his her its their our your my him them us this that these those there then than
+    not no will would can could should may might must what which who how many much more most left now first after
+    before each all some answer because therefore since when while also only just""".split()  # noqa: SIM905
 )
 
 Tagger = Callable[[str], list[tuple[int, int, str]]]

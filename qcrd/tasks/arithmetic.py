@@ -23,8 +23,8 @@ from qcrd.tasks.stories import DISTRACTORS, EVENTS, NAMES, OBJECTS, QUESTIONS, S
 __all__ = [
     "ANSWER_PHRASE",
     "NAME",
-    "SIMULATED",
     "PROMPT",
+    "SIMULATED",
     "STOP",
     "answer_of",
     "capacity",
@@ -36,6 +36,7 @@ __all__ = [
     "problem_key",
     "sizes",
     "source",
+    "states_answer",
 ]
 
 NAME: str = "arithmetic"

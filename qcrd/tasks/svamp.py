@@ -21,8 +21,8 @@ from qcrd.tasks.files import check_file, data_file, is_url
 __all__ = [
     "ANSWER_PHRASE",
     "NAME",
-    "SIMULATED",
     "PROMPT",
+    "SIMULATED",
     "STOP",
     "answer_of",
     "check",
@@ -33,6 +33,7 @@ __all__ = [
     "sizes",
     "source",
     "split_rows",
+    "states_answer",
 ]
 
 NAME: str = "svamp"

@@ -34,7 +34,9 @@ class RetryableError(Exception):
 
 def api_key(config: TeacherConfig) -> str:
     """The key from the environment; "EMPTY" for one's own endpoint, which needs none. Raises `ConfigError`."""
-    key = os.environ.get(config.api_key_env, "")
+    key = os.environ.get(config.api_key_env, "").strip()
+    if key and not (key.isascii() and key.isprintable()):  # httpx would print it in its complaint
+        raise ConfigError(f"teacher.api_key_env: the value of {config.api_key_env!r} cannot be a key: odd characters")
     if key:
         return key
     if config.base_url is None:
@@ -169,7 +171,8 @@ def _reply(body: str, attempts: int) -> Reply:
     # A reasoning model that ran out of tokens has no content; that is an answer, though an empty one.
     if not (isinstance(text, str) or (text is None and fields is message)):
         raise RetryableError(f"malformed: no text in {body}")
-    usage = data.get("usage") if isinstance(data.get("usage"), dict) else {}
+    counts = data.get("usage")
+    usage: dict[str, Any] = counts if isinstance(counts, dict) else {}
     return Reply(
         text=text or "",
         reasoning=reasoning if isinstance(reasoning, str) else json.dumps(reasoning),

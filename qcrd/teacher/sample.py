@@ -7,6 +7,7 @@ second call asks for that alone. The samples of a run are then read back from th
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -80,8 +81,8 @@ class SamplingActor:
         if self._semaphore is None:
             self._semaphore = asyncio.Semaphore(self._slots)
             self._teacher = build_teacher(self._config, self._stop, self._completions)
-        names = list(batch)
-        rows = [dict(zip(names, row, strict=True)) for row in zip(*(batch[name].tolist() for name in names), strict=True)]
+        columns = {name: values.tolist() for name, values in batch.items()}
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
         records = await asyncio.gather(*(self._ask(SampleRequest(**row)) for row in rows))
         yield {
             "key": np.array([row["key"] for row in rows]),
@@ -109,15 +110,17 @@ def _ask_missing(
     slots = max(1, teacher.concurrency // teacher.actors)
     batch_size = min(MAX_BATCH, max(1, slots // 2))
     context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    context.enable_progress_bars = False  # the caller shows one
     context.print_on_execution_start = False
-    context.enable_operator_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     table = pa.Table.from_pylist([asdict(request) for request in missing])
     blocks = [table.slice(start, batch_size) for start in range(0, len(missing), batch_size)]
     dataset = ray.data.from_arrow(blocks).map_batches(
         SamplingActor,  # pyright: ignore[reportArgumentType]
         batch_size=batch_size,
-        compute=ray.data.ActorPoolStrategy(size=teacher.actors, max_tasks_in_flight_per_actor=2 * slots // batch_size + 1),
+        compute=ray.data.ActorPoolStrategy(
+            size=teacher.actors, max_tasks_in_flight_per_actor=2 * slots // batch_size + 1
+        ),
         num_cpus=0,
         fn_constructor_args=(teacher.model_dump(), task.STOP, completions, str(store_folder), slots),
         udf_modifying_row_count=False,

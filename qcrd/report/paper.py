@@ -1,0 +1,87 @@
+"""What the paper printed, as data. Knows nothing about this project's runs.
+
+Tables 1 and 2 (test accuracy in %) and appendix Table 2 (statistics of the teacher's samples, K = 5, by gold answer).
+The names of benchmarks stand here and nowhere else in the report.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BASE = "t5-base"
+SMALL = "t5-small"
+HUB_NAMES = {"t5-base": BASE, "google-t5/t5-base": BASE, "t5-small": SMALL, "google-t5/t5-small": SMALL}
+"""Model names that stand for the paper's students. A folder of the same name need not be one, so it does not count."""
+
+SHOWN_NAMES = {BASE: "T5-base", SMALL: "T5-small"}
+
+
+@dataclass(frozen=True)
+class PaperAccuracy:
+    """One printed test accuracy in %, and the table that prints it.
+
+    `odd`: no count of right answers over the published test size gives this value (an average, or a slip).
+    """
+
+    percent: float
+    table: str
+    odd: bool = False
+
+
+_TASKS = ("svamp", "cqa", "anli1", "esnli")
+_PRINTED: dict[tuple[str, str], dict[str, tuple[float, float, float, float]]] = {
+    ("Table 1", BASE): {
+        "finetune": (63.0, 62.19, 43.58, 88.38),
+        "single_task": (59.0, 63.11, 47.90, 88.77),
+        "dss": (65.5, 63.23, 52.80, 90.09),
+        "mi": (67.5, 63.50, 54.20, 90.15),
+        "qcrd": (69.0, 63.64, 54.00, 90.26),
+    },
+    ("Table 2", SMALL): {
+        "finetune": (45.00, 43.16, 42.00, 82.90),
+        "single_task": (46.50, 44.98, 42.50, 83.67),
+        "dss": (48.00, 45.21, 42.80, 84.23),
+        "mi": (47.00, 45.49, 42.10, 83.55),
+        "qcrd": (50.50, 46.11, 44.10, 85.30),
+    },
+}
+_ODD = {
+    ("cqa", BASE, "finetune"), ("cqa", BASE, "single_task"), ("cqa", BASE, "mi"), ("anli1", BASE, "finetune"),
+    ("cqa", SMALL, "single_task"), ("cqa", SMALL, "mi"),
+}  # fmt: skip
+
+ACCURACIES: dict[tuple[str, str, str], PaperAccuracy] = {
+    (task, student, method): PaperAccuracy(percent, table, (task, student, method) in _ODD)
+    for (table, student), methods in _PRINTED.items()
+    for method, values in methods.items()
+    for task, percent in zip(_TASKS, values, strict=True)
+}
+"""(task, student, method) → the printed accuracy, gold labels."""
+
+
+@dataclass(frozen=True)
+class PaperStatistics:
+    """One column of appendix Table 2: positive means that the sample gives the gold answer."""
+
+    mean_positives: float
+    share_only_positives: float
+    share_only_negatives: float
+
+
+STATISTICS_SAMPLES = 5
+STATISTICS: dict[str, PaperStatistics] = {
+    "svamp": PaperStatistics(3.87, 0.55, 0.08),
+    "cqa": PaperStatistics(3.89, 0.68, 0.13),
+    "anli1": PaperStatistics(3.93, 0.66, 0.11),
+    "esnli": PaperStatistics(3.31, 0.50, 0.20),
+}
+
+
+def paper_accuracy(task: str, student: str | None, method: str) -> tuple[str, PaperAccuracy] | None:
+    """The paper's student and number to set beside a run; T5-base's where the run's student is not the paper's.
+
+    None where the paper has no such task or method.
+    """
+    name = HUB_NAMES.get(student or "", BASE)
+    printed = ACCURACIES.get((task, name, method))
+    return None if printed is None else (SHOWN_NAMES[name], printed)
