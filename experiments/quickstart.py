@@ -28,7 +28,7 @@ def recipe() -> ExperimentConfig:
         task=TaskConfig(
             name="arithmetic",
             generator=GeneratorConfig(
-                train_size=4000, validation_size=200, test_size=400, min_steps=1, max_steps=1, max_number=20
+                train_size=2400, validation_size=200, test_size=400, min_steps=1, max_steps=1, max_number=20
             ),
         ),
         teacher=TeacherConfig(kind="simulated", num_samples=3, simulated=SimulatedConfig(error_rate=0.25)),
@@ -40,7 +40,7 @@ def recipe() -> ExperimentConfig:
         ),
         negatives=NegativesConfig(gap=2, num_samples=1, max_new_tokens=32),
         train=TrainConfig(
-            steps=400, iteration_steps=80, global_batch_size=24, learning_rate=3e-3, log_every=20
+            steps=400, iteration_steps=80, global_batch_size=16, learning_rate=3e-3, log_every=20
         ),
         checkpoint=CheckpointConfig(keep=1),
         evaluation=EvaluationConfig(batch_size=200),

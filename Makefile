@@ -1,0 +1,27 @@
+# Two commands: `make quickstart` and `make test`. Both set up .venv themselves; Python 3.11+ and pip are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test test-unit lint clean
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+quickstart: .venv/.installed
+	$(BIN)/qcrd run experiments/quickstart.py
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/basedpyright
+
+test-unit: .venv/.installed
+	$(BIN)/python -m pytest -m "not ray and not e2e" --durations=5
+
+test: lint test-unit
+	$(BIN)/python -m pytest -m "ray or e2e" --durations=10
+
+clean:
+	rm -rf .venv build *.egg-info
