@@ -63,7 +63,9 @@ def run(recipe: Recipe, overrides: Overrides = None) -> None:
         rows = [[name, artifact.path] for name, artifact in finished.items()]
         rows += [["record", pipeline.record_folder(config)]]
         display.table("Where everything lies", ["what", "path"], rows)
-        for line in pipeline.headline(finished):
+        health, lines = pipeline.headline(finished)
+        display.table("What was measured", ["measure", "value"], health)
+        for line in lines:
             display.say(line)
 
 

@@ -65,7 +65,7 @@ class SimulatedConfig(Settings):
 
 
 class ImportedConfig(Settings):
-    """Completions that somebody has already paid for.
+    """Completions that somebody has already paid for, in one file or in the files of a pattern (`train_CoT_*.json`).
 
     `format`: `aligned` is a JSON list whose item i answers row i of `aligned_to` (JSON lines); `lines` is JSON lines
     {question_id or question, text}; `records` is a JSON list of objects with a question and a list of completions.

@@ -236,7 +236,23 @@ def _record_artifact(config: ExperimentConfig, record: RunRecord, stage: Stage, 
         record.add_dataset("training_set", artifact.digest(), rows, str(artifact.path), "training")
 
 
-def headline(finished: Mapping[str, Artifact]) -> list[str]:
-    """The lines of the report that a person wants first."""
+_HEALTH = {
+    "report/parse_rate": "teacher samples that could be parsed (share)",
+    "report/hinge_active_min": "active hinges after iteration j, lowest (share)",
+    "report/hinge_active_max": "active hinges after iteration j, highest (share)",
+    "report/judge_auroc_real": "judge's AUROC, teacher's negatives, held-out questions",
+    "report/judge_auroc_augmented": "judge's AUROC, augmented negatives, held-out questions",
+    "report/online_updates": "judge's online updates (optimizer steps)",
+    "report/truncated_negatives": "truncated negatives (share)",
+}
+
+
+def headline(finished: Mapping[str, Artifact]) -> tuple[list[list[str]], list[str]]:
+    """What a person wants first: the method's health as table rows, and the report's lines of accuracy."""
+    summary = finished["report"].marker()["summary"]
+    health = [[title, _short(summary[key])] for key, title in _HEALTH.items() if key in summary]
+    training = finished["student"].marker()["summary"]
+    health.append(["iterations, best", f"{training['iterations']}, {training['best_iteration']}"])
     text = (finished["report"].path / "report.md").read_text()
-    return [line for line in text.splitlines() if line.startswith(("test accuracy", "untrained", "gain"))]
+    wanted = ("test accuracy", "untrained", "gain", "- **WARNING**")
+    return health, [line for line in text.splitlines() if line.startswith(wanted)]

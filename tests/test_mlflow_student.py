@@ -33,8 +33,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tokenizer_object=core, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=64
     )
     torch.manual_seed(3)
-    sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    t5 = T5Config(vocab_size=len(tokenizer), decoder_start_token_id=0, initializer_factor=4.0, **sizes)
+    sizes: dict[str, Any] = {
+        "decoder_start_token_id": 0,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+    }
+    t5 = T5Config(vocab_size=len(tokenizer), initializer_factor=4.0, **sizes)
     path = tmp_path_factory.mktemp("student") / "model"
     T5ForConditionalGeneration(t5).save_pretrained(path)
     tokenizer.save_pretrained(path)
@@ -77,7 +84,9 @@ def test_logged_once_loaded_and_answers_like_the_model(folder: Path, tmp_path: P
     client = mlflow.MlflowClient(tracking_uri=uri)
     (model,) = client.search_logged_models([client.get_run(run.run_id or "").info.experiment_id])
     assert (model.name, str(model.status), model.source_run_id) == ("student", "READY", run.run_id)
-    assert [output.model_id for output in client.get_run(run.run_id or "").outputs.model_outputs] == [model.model_id]
+    outputs = client.get_run(run.run_id or "").outputs
+    assert outputs is not None
+    assert [output.model_id for output in outputs.model_outputs] == [model.model_id]
     mlflow.set_tracking_uri(uri)
     loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
     table = pd.DataFrame({"question": QUESTIONS})

@@ -49,10 +49,10 @@ class Discriminator(nn.Module):
         self.max_tokens = max_tokens
 
     def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
-        """Ids of question and rationale; where they are too long together, the question's end is cut."""
+        """Ids of question and rationale; where they are too long together, the longer is cut."""
         questions, rationales = zip(*pairs, strict=True)
         return self.tokenizer(
-            list(questions), list(rationales), truncation="only_first", max_length=self.max_tokens
+            list(questions), list(rationales), truncation="longest_first", max_length=self.max_tokens
         )["input_ids"]  # pyright: ignore[reportReturnType]
 
     def forward(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:

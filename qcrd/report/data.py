@@ -41,7 +41,7 @@ class ReportData:
     def subject(self) -> str:
         """Method and task for titles; it says so where the teacher is simulated."""
         simulated = ", simulated teacher" if self.config.teacher.kind == "simulated" else ""
-        return f"{self.config.method.upper()} on {self.config.task.name}{simulated}"
+        return f"{self.config.method} on {self.config.task.name}{simulated}"
 
     def uses_negatives(self) -> bool:
         """Whether the loss has a negative term."""

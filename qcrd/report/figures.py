@@ -148,14 +148,14 @@ def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[floa
             axes.plot(grid, density, label=label, color=f"C{index}")
             axes.fill_between(grid, density, color=f"C{index}", alpha=0.12)
         else:
-            axes.hist(values, bins=np.linspace(0, 1, 51), density=True, alpha=0.5, label=label, color=f"C{index}")
+            axes.hist(
+                values, bins=np.linspace(0, 1, 51).tolist(), density=True, alpha=0.5, label=label, color=f"C{index}"
+            )
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
     axes.set_xlabel("judge's score of the rationale")
     axes.set_ylabel("density")
-    axes.set_title(
-        f"Score densities: {subject}\ntraining questions held out of the judge's pretraining", fontsize=11
-    )
+    axes.set_title(f"Score densities: {subject}\ntraining questions held out of the judge's pretraining", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     figure.tight_layout()

@@ -197,7 +197,11 @@ def health_metrics(data: ReportData) -> dict[str, float]:
         if data.judge_rows and f"judge/{name}" in data.judge_rows[-1]:
             metrics[f"report/judge_{name}"] = data.judge_rows[-1][f"judge/{name}"]
     if data.uses_negatives() and (values := series(hinge_rows(data)[0], "train/hinge_active")):
-        metrics["report/hinge_active_last"] = values[-1][1]
+        shares = [share for _, share in values]
+        metrics["report/hinge_active_last"] = shares[-1]
+        metrics["report/hinge_active_min"], metrics["report/hinge_active_max"] = min(shares), max(shares)
+    if data.judge_rows:
+        metrics["report/online_updates"] = data.online_updates()
     if (share := truncated_share(data.metric_rows)) is not None:
         metrics["report/truncated_negatives"] = share
     return metrics

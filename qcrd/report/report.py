@@ -107,7 +107,7 @@ def _draw(data: ReportData, folder: Path) -> None:
 
 
 def _title(data: ReportData) -> list[str]:
-    lines = [f"# {cell(data.config.name)}: {cell(data.subject())}", ""]
+    lines = [f"# {data.config.name}: {data.subject()}", ""]
     if data.config.teacher.kind == "simulated":
         unused = "" if data.samples is not None else " This method did not use it either."
         lines += [f"> **The teacher is simulated: no language model was asked.**{unused}", ""]
@@ -127,13 +127,13 @@ def _settings_section(data: ReportData) -> list[str]:
     groups += [config.method] if config.method in _SETTINGS else []
     groups += ["judge"] if config.uses_discriminator() else []
     values = flatten(config)
-    rows = [[cell(key), cell(str(values[key]))] for group in groups for key in _SETTINGS[group]]
+    rows = [[f"`{key}`", cell(str(values[key]))] for group in groups for key in _SETTINGS[group]]
     return ["## Settings that matter", "", *table(["setting", "value"], rows)]
 
 
 def _sources_section(data: ReportData) -> list[str]:
     rows = [
-        [stage, f"{cell(data.inputs[stage].parent.name)}/{cell(data.inputs[stage].name)}/{cell(name)}"]
+        [stage, f"`{data.inputs[stage].parent.name}/{data.inputs[stage].name}/{name}`"]
         for stage, names in _SOURCES.items()
         if stage in data.inputs
         for name in names

@@ -133,4 +133,3 @@ def headline(data: ReportData) -> dict[str, float]:
         if change[1] is not None:
             metrics["report/gain_standard_error_points"] = change[1]
     return metrics
-

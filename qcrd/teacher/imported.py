@@ -34,19 +34,20 @@ def normalised(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def imported_path(config: ImportedConfig) -> Path:
-    """The file. Raises `ConfigError` where it is missing."""
+def imported_paths(config: ImportedConfig) -> list[Path]:
+    """The file, or the files of a pattern in order of name. Raises `ConfigError` where there is none."""
     path = Path(config.path or "")
-    if not path.is_file():
+    found = sorted(one for one in path.parent.glob(path.name) if one.is_file()) if path.name else []
+    if not found:
         raise ConfigError(f"teacher.imported.path: '{path}' does not exist; give a file of completions")
-    return path
+    return found
 
 
 def import_identity(config: ImportedConfig) -> dict[str, Any]:
     """Everything that decides what is imported: contents and settings, not paths."""
     settings = config.model_dump(exclude={"path", "aligned_to"})
     aligned = {"aligned_to": file_digest(_aligned_path(config))} if config.format == "aligned" else {}
-    return {**settings, "content": file_digest(imported_path(config)), **aligned}
+    return {**settings, "content": [file_digest(path) for path in imported_paths(config)], **aligned}
 
 
 def _aligned_path(config: ImportedConfig) -> Path:
@@ -94,9 +95,10 @@ def _field(record: Any, setting: str, name: str, row: int) -> Any:
 
 def _records(config: ImportedConfig) -> list[tuple[str | None, str, list[str]]]:
     """(question id or None, question text, completions) of each record."""
-    path = imported_path(config)
+    paths = imported_paths(config)
     if config.format == "aligned":
-        texts, rows = _json_list(path), _lines(_aligned_path(config), "teacher.imported.aligned_to")
+        texts = [text for path in paths for text in _json_list(path)]
+        rows = _lines(_aligned_path(config), "teacher.imported.aligned_to")
         if len(texts) != len(rows):
             raise ConfigError(
                 f"teacher.imported.path: {len(texts)} completions, but aligned_to has {len(rows)} questions"
@@ -107,7 +109,7 @@ def _records(config: ImportedConfig) -> list[tuple[str | None, str, list[str]]]:
         ]
     if config.format == "lines":
         found = []
-        for n, row in enumerate(_lines(path, "teacher.imported.path")):
+        for n, row in enumerate(row for path in paths for row in _lines(path, "teacher.imported.path")):
             text = str(_field(row, "text_field", config.text_field, n))
             if config.id_field in row:
                 found.append((str(row[config.id_field]), "", [text]))
@@ -115,7 +117,7 @@ def _records(config: ImportedConfig) -> list[tuple[str | None, str, list[str]]]:
                 found.append((None, str(_field(row, "question_field", config.question_field, n)), [text]))
         return found
     found = []
-    for n, row in enumerate(_json_list(path)):
+    for n, row in enumerate(row for path in paths for row in _json_list(path)):
         texts = _field(row, "completions_field", config.completions_field, n)
         if not isinstance(texts, list):
             raise ConfigError(f"teacher.imported.completions_field: record {n} holds no list of completions")

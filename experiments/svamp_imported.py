@@ -1,0 +1,49 @@
+"""QCRD on real SVAMP with ten real GPT-3.5 samples a question, of which five are used; no teacher is asked.
+
+The samples (homzer/MCC-KD) cover 700 SVAMP questions; those of the test and validation splits are counted and left
+out. The student is a small T5 from scratch with T5's own tokenizer, so its accuracy says nothing about T5's: what this
+recipe shows is a real teacher's rationales going all the way through. Data: QCRD_DATA, default ../shared/data.
+"""
+
+from qcrd.config import (
+    DiscriminatorConfig,
+    EvaluationConfig,
+    ExperimentConfig,
+    ImportedConfig,
+    NegativesConfig,
+    ScratchConfig,
+    StudentConfig,
+    TaskConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+from qcrd.tasks.files import data_folder
+
+
+def recipe() -> ExperimentConfig:
+    tokenizer = str(data_folder() / "t5-tokenizer")
+    sizes = ScratchConfig(
+        d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, num_decoder_layers=2, tokenizer=tokenizer
+    )
+    return ExperimentConfig(
+        name="svamp-imported",
+        task=TaskConfig(name="svamp"),
+        teacher=TeacherConfig(
+            kind="imported",
+            parser="last_number",
+            num_samples=5,
+            imported=ImportedConfig(
+                path=str(data_folder() / "svamp" / "llm_gpt35" / "train.json.gz"),
+                format="records",
+                question_field="instruction",
+                completions_field="output",
+            ),
+        ),
+        student=StudentConfig(kind="scratch", scratch=sizes, max_target_tokens=160, max_label_tokens=24),
+        discriminator=DiscriminatorConfig(
+            kind="scratch", scratch=sizes, max_steps=100, eval_every=50, learning_rate=5e-4, update_steps=5
+        ),
+        negatives=NegativesConfig(gap=2, max_new_tokens=64),
+        train=TrainConfig(steps=300, iteration_steps=50, learning_rate=1e-3, log_every=10),
+        evaluation=EvaluationConfig(batch_size=100),
+    )

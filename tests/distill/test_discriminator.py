@@ -1,0 +1,97 @@
+"""The judge: eq. 2 on its own scores, pooling without padding, learning, and saving."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from qcrd.config import DiscriminatorConfig, ScratchConfig
+from qcrd.distill.discriminator import (
+    JudgedQuestion,
+    build_discriminator,
+    load_discriminator,
+    rationale_loss,
+    save_discriminator,
+)
+from qcrd.distill.judge import HeldOut, augment, pretrain, split_held_out
+from tests.distill.helpers import TEXTS
+
+SCRATCH = ScratchConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+CONFIG = DiscriminatorConfig(
+    kind="scratch", scratch=SCRATCH, learning_rate=5e-3, max_steps=120, eval_every=40, batch_questions=4
+)
+CPU = torch.device("cpu")
+
+
+def questions(count: int = 40) -> list[JudgedQuestion]:
+    right, wrong = ["We add 8 and 3 and get 8 + 3 = 11 apples."], ["pens pens left toys"]
+    return [JudgedQuestion(f"q{i}", TEXTS[0], right, wrong * (i % 2)) for i in range(count)]
+
+
+def test_padding_never_wins_the_max_pool():
+    judge = build_discriminator(CONFIG, TEXTS * 3, CPU).eval()
+    pairs = [(TEXTS[0], "8 + 3"), (TEXTS[2], TEXTS[3] * 3)]
+    together = judge.score(pairs)
+    assert together == pytest.approx([judge.score(pairs[:1])[0], judge.score(pairs[1:])[0]], abs=1e-6)
+    assert all(0 < score < 1 for score in together)
+
+
+def test_loss_is_equation_2_on_the_scores():
+    judge = build_discriminator(CONFIG, TEXTS * 3, CPU).eval()
+    asked = [JudgedQuestion("a", "q", ["x y", "z"], ["pens"]), JudgedQuestion("b", "q", ["x"], [])]
+    pos, neg = torch.tensor(judge.score([("q", "x y"), ("q", "z")])), torch.tensor(judge.score([("q", "pens")]))
+    expected = -torch.log(torch.exp(pos).sum() / torch.exp(neg).sum())  # b has no negative and is left out
+    assert float(rationale_loss(judge, asked).detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(rationale_loss(judge, asked[1:]).detach()) == 0.0
+
+
+def test_pretraining_separates_what_can_be_separated():
+    judge = build_discriminator(CONFIG, TEXTS * 3, CPU)
+    rows, held_out = pretrain(judge, CONFIG, questions(), lambda event: None)
+    assert rows[-1]["judge/auroc_real"] > 0.95 and rows[-1]["judge/mean_positive"] > 0.7
+    assert rows[-1]["judge/loss"] < rows[0]["judge/loss"] + 1e-3 and len(held_out) == 4
+    again = build_discriminator(CONFIG, TEXTS * 3, CPU)
+    assert pretrain(again, CONFIG, questions(), lambda event: None) == (rows, held_out)
+
+
+def test_held_out_questions_are_a_tenth_and_apart():
+    train, held_out = split_held_out([f"q{i}" for i in range(50)], 0.1, seed=1)
+    assert len(held_out) == 5 and sorted(train + held_out) == list(range(50))
+    assert split_held_out([f"q{i}" for i in range(50)], 0.1, seed=2)[1] != held_out
+
+
+def test_auroc_by_hand():
+    metrics = HeldOut([0.9, 0.6], [0.7, 0.1], []).metrics()
+    assert metrics["judge/auroc_real"] == pytest.approx(3 / 4) and "judge/auroc_augmented" not in metrics
+
+
+def test_augmentation_fills_up_to_the_positives():
+    filled = augment(CONFIG, questions(4))
+    assert [len(texts) for texts in filled] == [1, 0, 1, 0]
+
+
+def test_texts_of_any_length_are_cut_to_the_limit():
+    short = build_discriminator(CONFIG.model_copy(update={"max_tokens": 12}), TEXTS * 3, CPU)
+    rows = short.tokenize([("8", TEXTS[4] * 9), (TEXTS[4] * 9, "8"), (TEXTS[4] * 9, TEXTS[3] * 9), ("8", "3")])
+    assert [len(row) for row in rows][:3] == [12, 12, 12] and len(rows[3]) < 12
+
+
+def test_saved_and_loaded_judges_score_alike(tmp_path: Path):
+    judge = build_discriminator(CONFIG, TEXTS * 3, CPU)
+    save_discriminator(judge, tmp_path)
+    pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])]
+    assert load_discriminator(tmp_path, CPU).score(pairs) == pytest.approx(judge.score(pairs), abs=1e-7)
+
+
+def test_a_pretrained_seq2seq_gives_its_encoder(tmp_path: Path):
+    from tests.distill.helpers import tiny_student, tiny_tokenizer
+
+    tiny_student("float32").model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    judge = build_discriminator(DiscriminatorConfig(model=str(tmp_path)), [], CPU)
+    assert 0 < judge.score([(TEXTS[0], TEXTS[1])])[0] < 1
+
+
+def test_too_few_questions_are_refused():
+    with pytest.raises(ValueError, match="at least two questions"):
+        pretrain(build_discriminator(CONFIG, TEXTS, CPU), CONFIG, questions(1), lambda event: None)
