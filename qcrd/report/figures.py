@@ -54,7 +54,10 @@ def _draw_line(axes: Axes, label: str, points: Sequence[tuple[int, float]], colo
     width = math.ceil(len(points) / 20)
     mean = np.convolve(values, np.ones(width) / width, mode="valid")
     axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8)
-    axes.plot(steps[width - 1 :], mean, label=f"{label} (mean of {width} points)", color=colour, linewidth=1.5)
+    centre = (width - 1) // 2
+    axes.plot(
+        steps[centre : centre + len(mean)], mean, label=f"{label} (mean of {width} points)", color=colour, linewidth=1.5
+    )
 
 
 def _draw_panel(axes: Axes, panel: Panel) -> None:

@@ -114,12 +114,14 @@ def _ask_missing(
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     table = pa.Table.from_pylist([asdict(request) for request in missing])
-    blocks = [table.slice(start, batch_size) for start in range(0, len(missing), batch_size)]
+    # A block is one call of the actor. Two calls at once, of several batches each, keep all slots busy.
+    rows = 4 * batch_size
+    blocks = [table.slice(start, rows) for start in range(0, len(missing), rows)]
     dataset = ray.data.from_arrow(blocks).map_batches(
         SamplingActor,  # pyright: ignore[reportArgumentType]
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(
-            size=teacher.actors, max_tasks_in_flight_per_actor=2 * slots // batch_size + 1
+            size=teacher.actors, max_concurrent_calls_per_actor=2, max_tasks_in_flight_per_actor=4
         ),
         num_cpus=0,
         fn_constructor_args=(teacher.model_dump(), task.STOP, completions, str(store_folder), slots),

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.e2e
 ROOT = Path(__file__).parent.parent.parent
 TINY = [
     "task.generator.train_size=48", "task.generator.validation_size=12", "task.generator.test_size=12",
-    "student.scratch.d_model=32", "student.scratch.d_ff=64", "discriminator.max_steps=20", "discriminator.eval_every=10",
+    "student.scratch.d_model=32", "student.scratch.d_ff=64", "discriminator.max_steps=20",
+    "discriminator.eval_every=10",
     "train.steps=60", "train.iteration_steps=15", "train.global_batch_size=8", "discriminator.update_steps=2",
 ]  # fmt: skip
 
