@@ -260,6 +260,7 @@ class RunRecord:
             except Exception as error:  # noqa: BLE001 - whatever goes wrong with a tracker must not end a run
                 self._failing = True
                 self._outage(error)
+                asked = self._asked  # who has begun to wait meanwhile need not wait for a second failure
             self._answered = asked
             if stopping:
                 return

@@ -6,6 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+
+torch.set_num_threads(1)  # the models of the tests are too small to gain from more
 
 
 @pytest.fixture(scope="session")

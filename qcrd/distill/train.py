@@ -130,7 +130,13 @@ class RayHost:
             )
 
     def save_results(self, training: Training) -> None:
-        """A last checkpoint that also holds the run's results."""
+        """A last checkpoint that also holds the run's results, unless the newest one does already.
+
+        Ray deletes a checkpoint that is reported again under its name when it makes room for the new one.
+        """
+        with self.latest() as newest:
+            if newest is not None and (newest / RESULTS).is_dir():
+                return
         with tempfile.TemporaryDirectory(prefix="qcrd-results-") as folder:
             training.write_checkpoint(Path(folder))
             (Path(folder) / RESULTS).mkdir()

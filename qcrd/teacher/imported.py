@@ -67,7 +67,7 @@ def _read_text(path: Path) -> str:
 
 def _lines(path: Path, field: str) -> list[Any]:
     rows = []
-    for number, line in enumerate(_read_text(path).splitlines(), 1):
+    for number, line in enumerate(_read_text(path).split("\n"), 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))

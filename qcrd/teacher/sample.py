@@ -97,6 +97,8 @@ class SamplingActor:
                 record: Record = await self._teacher.ask(request)
             except TeacherError as error:
                 record = Failure(str(error), error.attempts)
+            except Exception as error:  # noqa: BLE001 - one row that breaks the client must not fail the others
+                record = Failure(f"{type(error).__name__}: unexpected", 1)
         self._writer.write(request.key, record)
         return record
 
@@ -107,7 +109,8 @@ def _ask_missing(
 ) -> Counter[str]:
     """Ask for the missing rows on Ray Data. Returns the errors by reason."""
     teacher = config.teacher
-    slots = max(1, teacher.concurrency // teacher.actors)
+    actors = min(teacher.actors, teacher.concurrency)
+    slots = teacher.concurrency // actors
     batch_size = min(MAX_BATCH, max(1, slots // 2))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller shows one
@@ -121,7 +124,7 @@ def _ask_missing(
         SamplingActor,  # pyright: ignore[reportArgumentType]
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(
-            size=teacher.actors, max_concurrent_calls_per_actor=2, max_tasks_in_flight_per_actor=4
+            size=actors, max_concurrent_calls_per_actor=2, max_tasks_in_flight_per_actor=4
         ),
         num_cpus=0,
         fn_constructor_args=(teacher.model_dump(), task.STOP, completions, str(store_folder), slots),

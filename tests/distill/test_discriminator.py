@@ -18,7 +18,7 @@ from tests.distill.helpers import TEXTS
 
 SCRATCH = ScratchConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
 CONFIG = DiscriminatorConfig(
-    kind="scratch", scratch=SCRATCH, learning_rate=5e-3, max_steps=120, eval_every=40, batch_questions=4
+    kind="scratch", scratch=SCRATCH, learning_rate=5e-3, max_steps=60, eval_every=20, batch_questions=4
 )
 CPU = torch.device("cpu")
 

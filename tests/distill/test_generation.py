@@ -27,7 +27,7 @@ def test_batch_sizes_8_32_and_128_write_the_same_512_texts_in_fp32():
     student, inputs = tiny_student("float32"), rows(512)
     texts = [
         generate(
-            student, inputs, max_new_tokens=16, batch_size=size, temperature=1.5, top_k=50, streams=streams(512)
+            student, inputs, max_new_tokens=8, batch_size=size, temperature=1.5, top_k=50, streams=streams(512)
         )
         for size in (8, 32, 128)
     ]

@@ -122,20 +122,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> TrainingData:
     return data_of(config_of(), tmp_path_factory.mktemp("data"))
 
 
+@pytest.fixture(scope="module")
+def whole(data: TrainingData, tmp_path_factory: pytest.TempPathFactory) -> tuple[Training, Path]:
+    """An uninterrupted run, and its folder."""
+    folder = tmp_path_factory.mktemp("whole")
+    return train(config_of(), data, folder), folder
+
+
 @pytest.mark.parametrize("die_at", [1, 2, 5])
-def test_killed_and_resumed_equals_uninterrupted(data: TrainingData, tmp_path: Path, die_at: int):
-    whole = train(config_of(), data, tmp_path / "whole")
+def test_killed_and_resumed_equals_uninterrupted(
+    data: TrainingData, whole: tuple[Training, Path], tmp_path: Path, die_at: int
+):
     with pytest.raises(Killed):
         train(config_of(), data, tmp_path / "killed", die_at)
     resumed = train(config_of(), data, tmp_path / "killed")
-    assert resumed.rows == whole.rows
-    assert [row["step"] for row in whole.rows if "eval/accuracy" in row] == [3, 6, 9, 12, 15]
-    for name, value in weights(whole).items():
+    assert resumed.rows == whole[0].rows
+    assert [row["step"] for row in resumed.rows if "eval/accuracy" in row] == [3, 6, 9, 12, 15]
+    for name, value in weights(whole[0]).items():
         assert torch.equal(value, weights(resumed)[name]), name
 
 
-def test_all_of_qcrd_takes_part(data: TrainingData, tmp_path: Path):
-    training = train(config_of(), data, tmp_path)
+def test_all_of_qcrd_takes_part(whole: tuple[Training, Path]):
+    training, _ = whole
     iterations = [row for row in training.rows if "eval/accuracy" in row]
     assert all(row["negatives/count"] > 0 and row["judge/updates"] == 2 for row in iterations)
     assert [row["judge/weight"] for row in iterations[:3]] == pytest.approx([0.5, 0.45, 0.405])
@@ -159,18 +167,18 @@ def test_iteration_t_samples_from_snapshot_t_minus_j(data: TrainingData, tmp_pat
     assert set(made) == set(visited)
 
 
-def test_old_snapshots_go_and_needed_ones_stay(data: TrainingData, tmp_path: Path):
-    training = train(config_of(), data, tmp_path)
-    kept = {int(path.stem.split("-")[1]) for path in (tmp_path / "snapshots").glob("*.safetensors")}
+def test_old_snapshots_go_and_needed_ones_stay(whole: tuple[Training, Path]):
+    training, folder = whole
+    kept = {int(path.stem.split("-")[1]) for path in (folder / "snapshots").glob("*.safetensors")}
     assert {0, 4, 5, training.progress.best_iteration} <= kept
     assert kept == training._needed_snapshots()
 
 
-def test_a_checkpoint_of_other_settings_is_refused(data: TrainingData, tmp_path: Path):
-    train(config_of(), data, tmp_path)
-    host = FolderHost(tmp_path / "checkpoints")
+def test_a_checkpoint_of_other_settings_is_refused(data: TrainingData, whole: tuple[Training, Path]):
+    folder = whole[1]
+    host = FolderHost(folder / "checkpoints")
     other = Training(
-        config_of(), data, get_task("arithmetic"), SnapshotStore(tmp_path / "snapshots"), "other", host,
+        config_of(), data, get_task("arithmetic"), SnapshotStore(folder / "snapshots"), "other", host,
         torch.device("cpu"),
     )  # fmt: skip
     with pytest.raises(ValueError, match="checkpoint of training mark, this is other"):

@@ -1,0 +1,14 @@
+"""SVAMP with a teacher behind an OpenAI-compatible endpoint, T5-base and the paper's settings.
+
+Name the teacher on the command line: `teacher.model=…`, and `teacher.base_url=…` for an endpoint of your own.
+"""
+
+from qcrd.config import ExperimentConfig, TaskConfig, TeacherConfig
+
+
+def recipe() -> ExperimentConfig:
+    return ExperimentConfig(
+        name="svamp-teacher",
+        task=TaskConfig(name="svamp"),
+        teacher=TeacherConfig(kind="openai", model="gpt-3.5-turbo", num_samples=5),
+    )
