@@ -41,9 +41,10 @@ def recipe() -> ExperimentConfig:
         ),
         student=StudentConfig(kind="scratch", scratch=sizes, max_target_tokens=160, max_label_tokens=24),
         discriminator=DiscriminatorConfig(
-            kind="scratch", scratch=sizes, max_steps=100, eval_every=50, learning_rate=5e-4, update_steps=5
+            kind="scratch", scratch=sizes, max_tokens=192, max_steps=60, eval_every=30, learning_rate=5e-4,
+            update_steps=5,
         ),
-        negatives=NegativesConfig(gap=2, max_new_tokens=64),
-        train=TrainConfig(steps=300, iteration_steps=50, learning_rate=1e-3, log_every=10),
+        negatives=NegativesConfig(gap=2, max_new_tokens=48),
+        train=TrainConfig(steps=200, iteration_steps=40, learning_rate=1e-3, log_every=10),
         evaluation=EvaluationConfig(batch_size=100),
     )

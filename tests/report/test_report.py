@@ -199,8 +199,17 @@ def check_png(path: Path) -> None:
     assert len(set(zlib.decompress(packed))) > 50
 
 
-def test_accuracy_lines_and_returned_metrics(tmp_path: Path) -> None:
-    text, metrics, out = World(tmp_path, make_config()).write()
+Report = tuple[str, dict[str, float], Path]
+
+
+@pytest.fixture(scope="module")
+def default_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
+    """The report of the default world, which several tests read."""
+    return World(tmp_path_factory.mktemp("default"), make_config()).write()
+
+
+def test_accuracy_lines_and_returned_metrics(default_report: Report) -> None:
+    text, metrics, out = default_report
     # sqrt(p (1 - p) / 40) is .0685 for 30 right, .0725 for 28, .0345 for 2
     assert line_with(text, "test accuracy: 75") == (
         "test accuracy: 75.0 % ± 6.8 (standard error, n = 40), best validation checkpoint (iteration 6)"
@@ -239,8 +248,8 @@ def test_flow_and_table_a2(tmp_path: Path) -> None:
     assert "paper (" not in text and "paper, K" not in text
 
 
-def test_health_judge_and_density_numbers(tmp_path: Path) -> None:
-    text, _, _ = World(tmp_path, make_config()).write()
+def test_health_judge_and_density_numbers(default_report: Report) -> None:
+    text, _, _ = default_report
     for row in (
         "| share of active hinges, after iteration 5 | 40.0 % | 40.0 % .. 40.0 % |",
         "| mean l of positives (nats per token) | 0.250 | 0.250 .. 2.000 |",
@@ -352,8 +361,8 @@ def test_cell_shows_text_literally() -> None:
         table(["a", "b"], [["c"]])
 
 
-def test_examples_show_teacher_and_student(tmp_path: Path) -> None:
-    text, _, _ = World(tmp_path, make_config()).write()
+def test_examples_show_teacher_and_student(default_report: Report) -> None:
+    text, _, _ = default_report
     assert text.count("### test question") == 5 and text.count("#### train question") == 5
     assert "| student, greedy (cut at the token limit) | I add 2 and 3 | 0.750 |" in text
     assert "| gold label | ( 0 + 1 ) |  |" in text and "| predicted label | I add 2 and 3 | right |" in text
@@ -362,8 +371,8 @@ def test_examples_show_teacher_and_student(tmp_path: Path) -> None:
     assert "| teacher, positive | I add 2 and 3 | not measured |" in text  # not among the scored questions
 
 
-def test_figures_are_pictures(tmp_path: Path) -> None:
-    text, _, out = World(tmp_path, make_config()).write()
+def test_figures_are_pictures(default_report: Report) -> None:
+    text, _, out = default_report
     for name in ("learning_curves", "loss_health", "score_densities"):
         check_png(out / "figures" / f"{name}.png")
         assert f"](figures/{name}.png)" in text

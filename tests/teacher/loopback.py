@@ -86,7 +86,7 @@ def loopback(behaviour: Behaviour = always_answer, delay: float = 0.0) -> Iterat
     server = Server(behaviour, delay)
     http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
     http.daemon_threads = True
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     server.base_url = f"http://127.0.0.1:{http.server_address[1]}/v1"
     try:
