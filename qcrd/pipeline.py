@@ -20,6 +20,7 @@ from qcrd.distill.schedule import iteration_length
 from qcrd.records import Example, Question, read_rows
 from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
 from qcrd.tasks import get_task, load_questions
+from qcrd.tasks.files import is_url
 from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.requests import missing_requests
 from qcrd.teacher.sample import check_teacher
@@ -99,11 +100,12 @@ def _work(config: ExperimentConfig, stage: str) -> str:
     if stage == "questions":
         return ", ".join(f"{count} {split}" for split, count in sizes.items())
     if stage == "samples":
-        missing = missing_requests(
-            config, task, load_questions(task, config.task), Path(config.output).resolve() / "store"
-        )
-        total = sizes["train"] * config.teacher.num_samples
         what = {"openai": "teacher requests (paid)", "simulated": "simulated replies", "imported": "imported texts"}
+        total = sizes["train"] * config.teacher.num_samples
+        if is_url(config.task.path):  # a plan downloads nothing
+            return f"at most {total} {what[config.teacher.kind]}"
+        store = Path(config.output).resolve() / "store"
+        missing = missing_requests(config, task, load_questions(task, config.task), store)
         return f"{missing} of {total} {what[config.teacher.kind]}"
     if stage == "judge":
         return f"at most {config.discriminator.max_steps} steps of {config.discriminator.batch_questions} questions"

@@ -61,3 +61,13 @@ def test_the_plan_counts_requests_and_steps(tmp_path: Path):
     total = config.task.generator.train_size * config.teacher.num_samples
     assert planned["samples"] == f"{total} of {total} simulated replies"
     assert planned["student"].startswith(f"{config.train.steps} steps of {config.train.global_batch_size} questions")
+
+
+def test_a_plan_downloads_nothing_and_counts_by_the_published_sizes(tmp_path: Path):
+    nowhere = ["task.path=https://127.0.0.1:9/SVAMP.json", "task.sha256=" + "0" * 64, f"output={tmp_path}"]
+    endpoint = ["teacher.base_url=http://127.0.0.1:9/v1"]
+    planned = plan(experiment(str(ROOT / "experiments" / "svamp_teacher.py"), [*nowhere, *endpoint]))
+    work = {one.stage: one.work for one in planned}
+    assert work["questions"] == "720 train, 80 validation, 200 test"
+    assert work["samples"] == "at most 3600 teacher requests (paid)"
+    assert work["student"] == "10000 steps of 8 questions in 40 iterations of 250"
