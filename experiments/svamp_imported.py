@@ -1,10 +1,11 @@
-"""QCRD on real SVAMP with ten real GPT-3.5 samples a question, of which five are used; no teacher is asked.
+"""QCRD on real SVAMP with real GPT-3.5 samples, five a question; no teacher is asked.
 
-The samples (homzer/MCC-KD) cover 700 SVAMP questions; those of the test and validation splits are counted and left
-out. The file lists each question's samples best first (92 % of the first samples are right, 21 % of the tenth), so the
-first five are no random draw and their statistics are too good; all ten (`teacher.num_samples=10
-rationales.num_samples=10`) are the teacher's own, at twice the cost. The student is a small T5 from scratch with T5's own tokenizer, so its accuracy says nothing about T5's: what this
-recipe shows is a real teacher's rationales going all the way through. Data: QCRD_DATA, default ../shared/data.
+The samples (homzer/MCC-KD, ten a question) cover 700 SVAMP questions; those of the test and validation splits are
+counted and left out. The file lists each question's samples best first (92 % of the first samples are right, 21 % of
+the tenth), so the first five are no random draw and their statistics are too good; all ten
+(`teacher.num_samples=10 rationales.num_samples=10`) are the teacher's own, at twice the cost. The student is a small T5
+from scratch with T5's own tokenizer, so its accuracy says nothing about T5's: what this recipe shows is a real
+teacher's rationales going all the way through. Data: QCRD_DATA, default ../shared/data.
 """
 
 from qcrd.config import (
