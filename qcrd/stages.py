@@ -338,8 +338,8 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         ),
         "judge": Stage("judge", 1, ("questions", "rationales"), _judge_settings, _make_judge, True),
         "student": Stage("student", 1, trained, _student_settings, _make_student, False),
-        "predictions": Stage("predictions", 1, (*trained, "student"), _predictions_settings, _make_predictions, False),
-        "report": Stage("report", 1, every, _report_settings, _make_report, False),
+        "predictions": Stage("predictions", 2, (*trained, "student"), _predictions_settings, _make_predictions, False),
+        "report": Stage("report", 2, every, _report_settings, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]
 

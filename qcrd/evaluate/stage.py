@@ -32,6 +32,7 @@ def evaluate_students(
     questions = read_rows(inputs["questions"] / "questions.parquet", Question)
     asked = [q for q in questions if q.split in ("validation", "test")]
     examples = [q for q in questions if q.split == "test"][: config.evaluation.num_examples]
+    examples += _teacher_examples(inputs, questions, config.evaluation.num_examples)
     predictions: list[Prediction] = []
     explanations: list[Explanation] = []
     scores: list[Score] = []
@@ -66,6 +67,13 @@ def evaluate_students(
     metrics = _accuracies(predictions)
     (out / "evaluation.json").write_text(json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def _teacher_examples(inputs: Mapping[str, Path], questions: list[Question], count: int) -> list[Question]:
+    """Training questions with a positive and a negative of the teacher, to stand beside the student's rationale."""
+    examples = read_rows(inputs["training_set"] / "examples.parquet", Example)
+    both = [e.question_id for e in examples if e.positive_texts and e.negative_texts][:count]
+    return [q for q in questions if q.id in both]
 
 
 def _held_out(inputs: Mapping[str, Path], questions: list[Question]) -> list[Question]:

@@ -114,7 +114,7 @@ def _teacher_rows(example: Example, scores: Sequence[Score]) -> list[list[str]]:
 
 
 def examples_section(data: ReportData) -> list[str]:
-    """Questions with what student and teacher said; the teacher was asked training questions only."""
+    """Questions with what the student said, and the teacher where it was asked: training questions only."""
     lines = ["## Examples", ""]
     questions = {question.id: question for question in data.questions}
     examples = {example.question_id: example for example in data.examples}
@@ -134,6 +134,8 @@ def examples_section(data: ReportData) -> list[str]:
         shown.append([f"student, greedy{cut}", cell(row.text), number(row.score)])
         lines += [f"### {row.split} question {cell(row.question_id, 80)}", ""]
         lines += table(["", "text", "score"], shown)
+    if any(row.question_id in examples for row in greedy):
+        return lines
     return lines + _teacher_examples(data)
 
 
