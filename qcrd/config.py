@@ -80,27 +80,83 @@ class ImportedConfig(Settings):
     completions_field: str = "completions"
 
 
-class TeacherConfig(Settings):
-    """Who is asked, how often, and how."""
+class BatchConfig(Settings):
+    """Batch mode: requests go up as files, replies come down within a day, at a lower price."""
 
-    kind: Literal["openai", "simulated", "imported"] = "openai"
+    poll_seconds: float = Field(default=30.0, gt=0)
+    max_requests: int = Field(default=50_000, gt=0, le=50_000, description="requests in one batch file")
+    max_bytes: int = Field(default=100_000_000, gt=0, description="size of one batch file")
+
+
+class VllmConfig(Settings):
+    """Replicas of an open model inside the Ray job (`teacher.kind=vllm`, extra `vllm`); `teacher.actors` of them."""
+
+    tensor_parallel_size: Positive = 1
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1)
+    max_model_len: Positive | None = None
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    revision: str | None = None
+
+
+class TeacherConfig(Settings):
+    """Who is asked, how often, and how. What decides a reply is listed in teacher/requests.py; the rest is how to get
+    it, and may change between two starts of one run."""
+
+    kind: Literal["openai", "simulated", "imported", "vllm"] = "openai"
+    mode: Literal["online", "batch"] = "online"
     model: str = "gpt-3.5-turbo"
     base_url: str | None = Field(default=None, description="any OpenAI-compatible endpoint; default: OpenAI's")
     api: Literal["chat", "completions"] = "chat"
     api_key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
+    api_key_file: str | None = Field(default=None, description="file of mode 600 that holds the key")
     num_samples: Positive = 5
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: Positive = 256
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
+    extra_body: dict[str, Any] = Field(default={}, description="more fields of the request, e.g. {\"top_k\": 40}")
     seed: int = 0
     prompt: str | None = Field(default=None, description="few-shot prompt file; default: the task's own")
     parser: str = Field(default="task", description="how an answer is read from a completion: task, or a named parser")
-    concurrency: Positive = 32
+    store: str | None = Field(default=None, description="folder or fsspec URL of the sample store; default: <output>/store")
+    flush_seconds: float = Field(default=5.0, gt=0, description="replies are on the disk, or at the URL, after this")
+    concurrency: Positive = Field(default=32, description="requests under way at once, over all actors")
     actors: Positive = 1
+    samples_per_request: Literal["auto"] | Positive = Field(
+        default="auto", description="n: choices asked for at once; auto: all that a question lacks, where the server can"
+    )
+    requests_per_minute: Positive | None = Field(default=None, description="over all actors; None: no limit of ours")
+    tokens_per_minute: Positive | None = Field(default=None, description="prompt and completion, over all actors")
     timeout_seconds: float = Field(default=120.0, gt=0)
     max_attempts: Positive = 6
+    budget_usd: float | None = Field(default=None, gt=0, description="the price of all samples that the run uses")
+    prices: str | None = Field(default=None, description="price file; default: qcrd/teacher/prices.json")
+    tokenizer: str | None = Field(default=None, description="folder or hub name, to count prompt tokens for the plan")
+    batch: BatchConfig = BatchConfig()
+    vllm: VllmConfig = VllmConfig()
     simulated: SimulatedConfig = SimulatedConfig()
     imported: ImportedConfig = ImportedConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.base_url is not None and "@" in self.base_url:
+            raise ValueError(
+                "teacher.base_url: a URL with a name or password in it is not allowed; "
+                "put the key into the environment variable that teacher.api_key_env names"
+            )
+        if self.mode == "batch" and self.kind != "openai":
+            raise ValueError(f"teacher.mode: 'batch' is not allowed with teacher.kind = {self.kind}; only with openai")
+        return self
+
+
+TEACHER_MEANS = frozenset(
+    {
+        "mode", "base_url", "api_key_env", "api_key_file", "store", "flush_seconds", "concurrency", "actors",
+        "samples_per_request", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "max_attempts",
+        "budget_usd", "prices", "tokenizer", "batch",
+    }
+)  # fmt: skip
+"""Fields of `TeacherConfig` that decide how replies are got, not what they are: part of no identity."""
 
 
 class RationalesConfig(Settings):

@@ -1,24 +1,24 @@
 """The one interface behind which all teachers stand.
 
-A teacher turns a request into raw text. It knows nothing about parsing, votes, Ray or where replies are kept.
+A teacher turns one call into raw texts. It knows nothing about parsing, votes, Ray, retries, limits or where replies
+are kept.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 
 @dataclass(frozen=True)
-class SampleRequest:
-    """One question asked once. `question`, `label` and `facts` serve the simulated teacher alone; `prompt` is what a
-    real teacher sees, and the gold label is never in it."""
+class Call:
+    """Samples `indices` of one question, asked for at once. `label` and `facts` serve the simulated teacher alone;
+    `prompt` is what a real teacher sees, and the gold label is never in it."""
 
-    key: str
     question_id: str
-    index: int
+    indices: tuple[int, ...]
     prompt: str
-    question: str
     label: str
     facts: str
     seed: int
@@ -26,7 +26,11 @@ class SampleRequest:
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back, before anything parses it. Token counts are None where the endpoint gives none."""
+    """What came back for one sample, before anything parses it.
+
+    Token counts are None where the endpoint gives none. Where one call brought several samples, the counts of the
+    whole call stand with its first sample and are 0 with the others, so that sums are what was paid.
+    """
 
     text: str
     reasoning: str = ""
@@ -34,19 +38,60 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     attempts: int = 1
+    batch: bool = False
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A sample that could not be had: the row becomes an error row. `status` is the HTTP status, where there is one."""
+
+    reason: str
+    status: int | None
+    attempts: int
+
+
+Record = Reply | Failure
+
+
+@dataclass(frozen=True)
+class RateHeaders:
+    """What an endpoint says of its own limits: requests and tokens a minute, what is left, seconds until it is reset."""
+
+    limit_requests: float | None = None
+    limit_tokens: float | None = None
+    remaining_requests: float | None = None
+    remaining_tokens: float | None = None
+    reset_requests: float | None = None
+    reset_tokens: float | None = None
 
 
 class TeacherError(Exception):
-    """A request that failed for good: the row becomes an error row with this reason."""
+    """One call that failed.
 
-    def __init__(self, reason: str, attempts: int) -> None:
+    `retryable`: whether asking again may help. `of_endpoint`: whether any other question would have failed alike, as
+    with a wrong key or a dead server. `billed`: whether the call may have been paid for all the same.
+    """
+
+    def __init__(
+        self, reason: str, status: int | None = None, *, retryable: bool = False, of_endpoint: bool = False,
+        retry_after: float | None = None, headers: RateHeaders | None = None, billed: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(reason)
-        self.attempts = attempts
+        self.status, self.retryable, self.of_endpoint = status, retryable, of_endpoint
+        self.retry_after, self.headers, self.billed = retry_after, headers, billed
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A call's replies, in order: at least one, and fewer than asked for where the server does not honour `n`."""
+
+    replies: Sequence[Reply]
+    headers: RateHeaders | None = None
 
 
 class Teacher(Protocol):
-    """Asks for one completion. Raises `TeacherError`, and nothing else, for a request that fails."""
+    """Makes one attempt at a call. Raises `TeacherError`, and nothing else, where it fails."""
 
-    async def ask(self, request: SampleRequest) -> Reply: ...
+    async def ask(self, call: Call) -> Answer: ...
 
     async def close(self) -> None: ...

@@ -1,25 +1,28 @@
-"""Which requests an experiment makes, what identifies each, and how many the store does not answer yet.
+"""Which samples an experiment wants, what identifies each, and which of them the store lacks.
 
 The identity of a sample is the task's name, the question's text, the prompt, the sample index and what changes a
-reply: for a real teacher model, api, temperature, top_p, max_tokens, stop, seed. Not in it are `base_url` (one model
-served from two addresses is one model; give models that differ different names), `num_samples` (so m = 1 and m = 5
-share calls), concurrency, timeouts and keys. Knows nothing about Ray or about how a teacher is reached.
+reply: for a real teacher model, api, temperature, top_p, max_tokens, stop, seed, extra fields. Not in it are `base_url`
+(one model served from two addresses is one model; give models that differ different names), `num_samples` (so m = 1
+and m = 5 share calls) and everything in `config.TEACHER_MEANS`. Knows nothing about Ray or how a teacher is reached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from qcrd.artifacts import digest_of
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import Question
 from qcrd.seeding import stable_seed
 from qcrd.tasks.base import Task
-from qcrd.teacher.base import SampleRequest
+from qcrd.teacher.base import Call
 from qcrd.teacher.imported import import_identity
-from qcrd.teacher.store import SampleStore, sample_key
+from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreIndex, question_key, sample_key
 
 
 def prompt_path(config: TeacherConfig, task: Task) -> Path:
@@ -41,7 +44,7 @@ def model_settings(config: TeacherConfig, task: Task) -> dict[str, Any]:
         return {"kind": "imported", **import_identity(config.imported)}
     if config.kind == "simulated":
         return {"kind": "simulated", "error_rate": config.simulated.error_rate, "seed": config.seed}
-    return {
+    settings = {
         "kind": config.kind,
         "model": config.model,
         "api": config.api,
@@ -51,38 +54,97 @@ def model_settings(config: TeacherConfig, task: Task) -> dict[str, Any]:
         "stop": list(task.STOP),
         "seed": config.seed,
     }
+    if config.kind == "vllm":
+        settings |= {"revision": config.vllm.revision, "dtype": config.vllm.dtype}
+    return settings | ({"extra_body": config.extra_body} if config.extra_body else {})
 
 
-def build_requests(config: ExperimentConfig, task: Task, questions: Sequence[Question]) -> list[SampleRequest]:
-    """`teacher.num_samples` requests for each training question, in (question, index) order.
+def store_place(config: ExperimentConfig) -> str:
+    """Folder or URL of the sample store."""
+    return config.teacher.store or str(Path(config.output).resolve() / "store")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """The samples an experiment wants. `keys`: KEY_TYPE, (training questions, teacher.num_samples); `identity` is the
+    digest of all in them but question and index."""
+
+    identity: str
+    questions: Sequence[Question]
+    keys: np.ndarray
+
+    @property
+    def total(self) -> int:
+        return self.keys.size
+
+
+def wanted_samples(config: ExperimentConfig, task: Task, questions: Sequence[Question]) -> Wanted:
+    """`teacher.num_samples` samples of each training question, in the questions' order.
 
     Two questions with one text have the same keys. Raises `ConfigError` for a missing prompt or imported file.
     """
-    teacher = config.teacher
-    few_shot = read_prompt(teacher, task)
-    settings = model_settings(teacher, task)
-    requests: list[SampleRequest] = []
-    for question in questions:
-        if question.split != "train":
-            continue
-        prompt = task.format_prompt(few_shot, question.text)
-        prompt_digest = digest_of(prompt)
-        for index in range(teacher.num_samples):
-            request = SampleRequest(
-                key=sample_key(task.NAME, question.text, prompt_digest, settings, index),
-                question_id=question.id,
-                index=index,
-                prompt=prompt,
-                question=question.text,
-                label=question.label,
-                facts=question.facts,
-                seed=stable_seed(teacher.seed, question.id, index) % 2**31,
-            )
-            requests.append(request)
-    return requests
+    few_shot = read_prompt(config.teacher, task)
+    identity = {
+        "task": task.NAME,
+        "prompt": task.format_prompt(few_shot, "QUESTION"),
+        "model": model_settings(config.teacher, task),
+    }
+    digest = digest_of(identity)
+    train = [question for question in questions if question.split == "train"]
+    count = config.teacher.num_samples
+    keys = bytearray()
+    for question in train:
+        of_question = question_key(digest, question.text)
+        for index in range(count):
+            keys += sample_key(of_question, index)
+    return Wanted(digest, train, np.frombuffer(bytes(keys), KEY_TYPE).reshape(len(train), count))
 
 
-def missing_requests(config: ExperimentConfig, task: Task, questions: Sequence[Question], store_folder: Path) -> int:
-    """How many different requests `sample` would make now. Only those of a real teacher cost money."""
-    keys = {request.key for request in build_requests(config, task, questions)}
-    return len(keys - SampleStore(store_folder).replies(keys))
+def missing_mask(wanted: Wanted, index: StoreIndex, retry_errors: bool) -> np.ndarray:
+    """Which samples have to be asked for (bool, shape of `wanted.keys`): those without a record, and with
+    `retry_errors` also those that failed. Of samples with one key only the first is asked for."""
+    missing = ~index.answered(wanted.keys)
+    if not retry_errors:
+        missing &= ~index.failed(wanted.keys)
+    flat = missing.reshape(-1)
+    positions = np.flatnonzero(flat)
+    _, first = np.unique(wanted.keys.reshape(-1)[positions], return_index=True)
+    flat[np.delete(positions, first)] = False
+    return missing
+
+
+def split_calls(missing: np.ndarray, samples_per_request: int) -> np.ndarray:
+    """Calls for the missing samples: int32 (calls, 3), of question row, first column and number of samples.
+
+    One sample a call: in order of sample index, so that a job that stops early has whole sets for a smaller m.
+    Several: question by question; a call asks for up to `samples_per_request` neighbouring samples.
+    """
+    if samples_per_request == 1:
+        columns, rows = np.nonzero(missing.T)
+        return np.stack([rows, columns, np.ones_like(rows)], axis=1).astype(np.int32)
+    calls: list[tuple[int, int, int]] = []
+    for row in np.flatnonzero(missing.any(axis=1)).tolist():
+        columns = np.flatnonzero(missing[row])
+        for run in np.split(columns, np.flatnonzero(np.diff(columns) > 1) + 1):
+            for start in range(0, len(run), samples_per_request):
+                part = run[start : start + samples_per_request]
+                calls.append((row, int(part[0]), len(part)))
+    return np.array(calls, dtype=np.int32).reshape(-1, 3)
+
+
+def build_call(config: TeacherConfig, task: Task, few_shot: str, question: Question, first: int, count: int) -> Call:
+    """The call for samples `first` to `first + count - 1` of a question."""
+    return Call(
+        question_id=question.id,
+        indices=tuple(range(first, first + count)),
+        prompt=task.format_prompt(few_shot, question.text),
+        label=question.label,
+        facts=question.facts,
+        seed=stable_seed(config.seed, question.id, first) % 2**31,
+    )
+
+
+def missing_samples(config: ExperimentConfig, task: Task, questions: Sequence[Question]) -> np.ndarray:
+    """Which samples `sample` would ask for now (bool). Writes nothing."""
+    wanted = wanted_samples(config, task, questions)
+    return missing_mask(wanted, SampleStore(store_place(config)).index(set_aside=False), retry_errors=False)

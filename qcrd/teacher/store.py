@@ -1,132 +1,367 @@
 """The sample store: every raw reply of a teacher, kept for good, so that no reply is ever paid for twice.
 
-A folder of `part-*.jsonl` files. Each writer appends to a file of its own, one checked line for each reply, before
-anybody parses the text. Readers take the union; lines that are torn or damaged are skipped and counted. The folder
-only grows. This module knows nothing about Ray, about teachers, or about what a reply means.
+A local folder, or any URL that fsspec can reach (s3://, gs://, memory://), of `part-*.jsonl` files. Each writer has
+parts of its own, so two jobs on one store never touch each other's; readers take the union. A line is
+
+    {"key":"<64 hex digits>","reply"|"error":{…},"sha256":"<of all before it>"}
+
+so a line can be checked and sorted without being parsed. A part with a line that is torn or damaged is set aside (its
+whole lines are kept) and what it lacks is asked again. The folder only grows. This module knows nothing about Ray,
+about teachers, or about what a reply means.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import hashlib
 import json
 import logging
 import os
 import socket
-import time
+import tempfile
+import threading
 import uuid
-from collections.abc import Collection, Mapping
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Protocol, Self
+
+import fsspec
+import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 
 from qcrd.artifacts import canonical_json, digest_of, sync_folder
-from qcrd.teacher.base import Reply
+from qcrd.teacher.base import Failure, Record, Reply
 
 logger = logging.getLogger(__name__)
 
-FSYNC_SECONDS = 3.0
+KEY_TYPE = np.dtype("S32")
+"""Keys in arrays: the 32 bytes of a SHA-256."""
+REMOTE_PART_BYTES = 4 << 20
+_HEAD, _TAIL = b'{"key":"', b',"sha256":"'
+_KEY_END = len(_HEAD) + 64
+_TAIL_LENGTH = len(_TAIL) + 64 + len(b'"}\n')
+_DAMAGED = "damaged-"
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A request that failed for good in some earlier call. It is asked again in the next one."""
-
-    reason: str
-    attempts: int
+class StoreError(Exception):
+    """The store cannot be written or read. The message says which file and why."""
 
 
-Record = Reply | Failure
+# -- keys ---------------------------------------------------------------------------------------------------------
 
 
-def sample_key(
-    task: str, question_text: str, prompt_digest: str, model_settings: Mapping[str, Any], index: int
-) -> str:
-    """SHA-256 of everything that decides a reply; the same request has the same key in every run and sweep.
+def question_key(identity: str, question: str) -> bytes:
+    """SHA-256 of a question asked in a certain way: `identity` is a digest of task, prompt and what else decides a
+    reply.
 
     The id of the question is not part of it: two questions with one text are one request.
     """
-    identity = {
-        "task": task,
-        "question": question_text,
-        "prompt": prompt_digest,
-        "model": dict(model_settings),
-        "index": index,
-    }
-    return digest_of(identity)
+    return hashlib.sha256(canonical_json([identity, question]).encode()).digest()
+
+
+def sample_key(question: bytes, index: int) -> bytes:
+    """The key of sample `index` of a question: 32 bytes, the same in every run and sweep."""
+    return hashlib.sha256(b"%s %d" % (question, index)).digest()
+
+
+# -- one line -----------------------------------------------------------------------------------------------------
+
+
+def _line(key: bytes, record: Record) -> bytes:
+    name = "error" if isinstance(record, Failure) else "reply"
+    values = {field: _encodable(value) for field, value in asdict(record).items()}
+    body = f'{{"key":"{key.hex()}","{name}":{canonical_json(values)}'.encode()
+    return b'%s,"sha256":"%s"}\n' % (body, hashlib.sha256(body).hexdigest().encode())
+
+
+def _encodable(value: Any) -> Any:
+    """Half of a surrogate pair (a reply cut inside an emoji) has no UTF-8; it becomes a question mark."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+
+
+def _is_whole(line: bytes) -> bool:
+    if not (line.startswith(_HEAD) and line.endswith(b'"}\n') and line[-_TAIL_LENGTH:].startswith(_TAIL)):
+        return False
+    digest = hashlib.sha256(line[:-_TAIL_LENGTH]).hexdigest().encode()
+    return digest == line[-67:-3] and line[_KEY_END : _KEY_END + 10] in (b'","reply":', b'","error":')
+
+
+def _record(line: bytes) -> Record:
+    content = json.loads(line)
+    return Reply(**content["reply"]) if "reply" in content else Failure(**content["error"])
+
+
+# -- reading ------------------------------------------------------------------------------------------------------
+
+
+class StoreIndex:
+    """Which keys a store has, and where. Of several lines with one key a reply beats a failure, and of two alike the
+    one with the smaller content digest wins, so the result depends on the lines that are there and not on who wrote
+    them when. Takes about 90 bytes of memory a line."""
+
+    def __init__(
+        self, parts: Sequence[Path], keys: np.ndarray, part: np.ndarray, offset: np.ndarray, failed: np.ndarray
+    ) -> None:
+        self._parts = list(parts)
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._part, self._offset, self._failed = keys[order], part[order], offset[order], failed[order]
+        self._settle()
+
+    def _settle(self) -> None:
+        """Keep one line for each key."""
+        if len(self._keys) == 0:
+            return
+        new = np.concatenate(([True], self._keys[1:] != self._keys[:-1]))
+        starts = np.flatnonzero(new)
+        ends = np.append(starts[1:], len(self._keys))
+        chosen = starts.copy()
+        for group in np.flatnonzero(ends - starts > 1):
+            rows = range(starts[group], ends[group])
+            chosen[group] = min(rows, key=lambda row: (bool(self._failed[row]), self._digest(row)))
+        self._keys, self._part = self._keys[chosen], self._part[chosen]
+        self._offset, self._failed = self._offset[chosen], self._failed[chosen]
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def rows(self, keys: np.ndarray) -> np.ndarray:
+        """Row numbers into this index, int64, for an array of keys (KEY_TYPE) of any shape; -1 for unknown keys."""
+        flat = keys.reshape(-1)
+        if len(self._keys) == 0:
+            return np.full(keys.shape, -1, dtype=np.int64)
+        found = np.minimum(np.searchsorted(self._keys, flat), len(self._keys) - 1)
+        return np.where(self._keys[found] == flat, found, -1).reshape(keys.shape)
+
+    def answered(self, keys: np.ndarray) -> np.ndarray:
+        """Which keys have a reply (bool, same shape)."""
+        rows = self.rows(keys)
+        return (rows >= 0) & ~self._is_failed(rows)
+
+    def failed(self, keys: np.ndarray) -> np.ndarray:
+        """Which keys have failures only (bool, same shape)."""
+        rows = self.rows(keys)
+        return (rows >= 0) & self._is_failed(rows)
+
+    def _is_failed(self, rows: np.ndarray) -> np.ndarray:
+        if len(self._failed) == 0:
+            return np.zeros(rows.shape, dtype=bool)
+        return self._failed[np.maximum(rows, 0)]
+
+    def records(self, keys: np.ndarray) -> Iterator[Record | None]:
+        """The records of a flat array of keys, in its order, read one by one from the parts."""
+        with contextlib.ExitStack() as stack:
+            streams: dict[int, IO[bytes]] = {}
+            for row in self.rows(keys).tolist():
+                yield None if row < 0 else _record(self._read(row, streams, stack))
+
+    def _read(self, row: int, streams: dict[int, IO[bytes]], stack: contextlib.ExitStack) -> bytes:
+        part = int(self._part[row])
+        if part not in streams:
+            streams[part] = stack.enter_context(self._parts[part].open("rb"))
+        streams[part].seek(int(self._offset[row]))
+        return streams[part].readline()
+
+    def _digest(self, row: int) -> bytes:
+        with self._parts[int(self._part[row])].open("rb") as stream:
+            stream.seek(int(self._offset[row]))
+            return stream.readline()[-67:-3]
 
 
 class SampleStore:
-    """The readable side of a store folder, which need not exist yet."""
+    """A store by folder or URL. It need not exist yet."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.num_skipped = 0
-        """Unreadable lines that the last `load` met."""
+    def __init__(self, place: str | Path) -> None:
+        self._fs, self.path = _filesystem(place)
+        self.place = str(place)
+        self.is_local = isinstance(self._fs, LocalFileSystem)
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._copies: dict[str, Path] = {}
 
-    def parts(self) -> list[Path]:
-        return sorted(self.folder.glob("part-*.jsonl"))
-
-    def load(self, keys: Collection[str]) -> dict[str, Record]:
-        """What the store holds for these keys. A reply beats a failure; of two alike the smaller digest wins, so the
-        result depends on the lines that are there and not on who wrote them when."""
-        wanted = frozenset(keys)
-        found: dict[str, tuple[tuple[bool, str], Record]] = {}
-        self.num_skipped = 0
-        for path in self.parts():
-            skipped = 0
-            with path.open("rb") as stream:
-                for line in stream:
-                    entry = _parsed(line)
-                    if entry is None:
-                        skipped += 1
-                        continue
-                    key, digest, record = entry
-                    rank = (isinstance(record, Failure), digest)
-                    if key in wanted and (key not in found or rank < found[key][0]):
-                        found[key] = (rank, record)
-            if skipped:
-                logger.warning("%s: skipped %d unreadable lines (torn by a crash, or damaged)", path, skipped)
-            self.num_skipped += skipped
-        return {key: record for key, (_, record) in found.items()}
-
-    def replies(self, keys: Collection[str]) -> set[str]:
-        """Those of `keys` that were answered. Failures do not count: they are asked again."""
-        return {key for key, record in self.load(keys).items() if isinstance(record, Reply)}
+    def index(self, set_aside: bool = True) -> StoreIndex:
+        """Read all parts. Damaged ones whose writer is gone are set aside, each with one warning that names it;
+        without `set_aside` nothing is written."""
+        names = self._part_names()
+        self._copy(names)
+        parts: list[Path] = []
+        keys, numbers, offsets, failed = bytearray(), array("i"), array("q"), bytearray()
+        for name in names:
+            path = self._readable(name)
+            part = _Part(path)
+            if part.damaged and set_aside and not (self.is_local and _is_being_written(path)):
+                path = self._set_aside(name, part)
+                part = _Part(path)
+            keys += part.keys
+            numbers.extend([len(parts)] * len(part.offsets))
+            offsets.extend(part.offsets)
+            failed += part.failed
+            parts.append(path)
+        return StoreIndex(
+            parts, np.frombuffer(bytes(keys), KEY_TYPE), np.array(numbers, dtype=np.int32),
+            np.array(offsets, dtype=np.int64), np.frombuffer(bytes(failed), dtype=np.bool_),
+        )  # fmt: skip
 
     def sync(self) -> None:
-        """Make the lines that writers of this machine wrote durable, also where a writer was killed."""
-        for path in self.parts():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
+        """Make what writers of this machine wrote durable, also where a writer was killed before it did so."""
+        if self.is_local:
+            for name in self._part_names():
+                with Path(name).open("rb") as stream:
+                    os.fsync(stream.fileno())
+
+    def read_text(self, name: str) -> str | None:
+        """A small file beside the parts; None where there is none."""
+        try:
+            return self._fs.cat_file(f"{self.path}/{name}").decode()
+        except FileNotFoundError:
+            return None
+
+    def write_text(self, name: str, text: str) -> None:
+        """Replace a small file beside the parts, whole or not at all."""
+        _put(self._fs, self.is_local, f"{self.path}/{name}", text.encode())
+
+    def names(self, prefix: str, suffix: str) -> list[str]:
+        """Names of the files beside the parts that begin and end so, sorted."""
+        return [name for name in self._names() if name.startswith(prefix) and name.endswith(suffix)]
+
+    def _names(self) -> list[str]:
+        self._fs.invalidate_cache()
+        try:
+            found = self._fs.ls(self.path, detail=False)
+        except FileNotFoundError:
+            return []
+        return sorted(str(path).rsplit("/", 1)[-1] for path in found)
+
+    def _part_names(self) -> list[str]:
+        return [f"{self.path}/{name}" for name in self.names("part-", ".jsonl")]
+
+    def _copy(self, names: Sequence[str]) -> None:
+        """Copies of remote parts, which live as long as this object; only what is new or has grown is fetched."""
+        if self.is_local:
+            return
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="qcrd-store-")
+        for info in self._fs.ls(self.path, detail=True) if names else []:
+            name = f"{self.path}/{str(info['name']).rsplit('/', 1)[-1]}"
+            state = digest_of([str(info.get(key)) for key in ("name", "size", "ETag", "etag", "LastModified", "created")])
+            self._copies[name] = Path(self._folder.name) / f"{state[:32]}.jsonl"
+        absent = [name for name in names if not self._copies[name].exists()]
+        if absent:
+            self._fs.get(absent, [str(self._copies[name]) for name in absent])
+
+    def _readable(self, name: str) -> Path:
+        return Path(name) if self.is_local else self._copies[name]
+
+    def _set_aside(self, name: str, part: _Part) -> Path:
+        """Keep the whole lines of a damaged part in a new one, and rename the damaged one out of the way."""
+        folder, base = name.rsplit("/", 1)
+        whole = part.whole_lines()
+        target = f"{folder}/{_DAMAGED}{base}"
+        kept = f"{folder}/part-kept-{hashlib.sha256(whole).hexdigest()[:16]}.jsonl"
+        logger.warning(
+            "%s: %d unreadable lines (torn by a crash, or damaged); the part is set aside as %s, its %d whole lines "
+            "are kept and the samples it lacks are asked again", name, part.damaged, target, len(part.offsets),
+        )  # fmt: skip
+        _put(self._fs, self.is_local, kept, whole)
+        with contextlib.suppress(FileNotFoundError):  # another reader was quicker
+            self._fs.mv(name, target)
+        self._copy([kept])
+        return self._readable(kept)
+
+
+class _Part:
+    """The lines of one part: keys (32 bytes each), offsets, failure flags; and how many lines are no good."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.keys, self.offsets, self.failed = bytearray(), array("q"), bytearray()
+        self.damaged = 0
+        offset = 0
+        with path.open("rb", buffering=1 << 20) as stream:
+            for line in stream:
+                if _is_whole(line):
+                    self.keys += bytes.fromhex(line[len(_HEAD) : _KEY_END].decode())
+                    self.offsets.append(offset)
+                    self.failed.append(line[_KEY_END + 3 : _KEY_END + 8] == b"error")
+                else:
+                    self.damaged += 1
+                offset += len(line)
+
+    def whole_lines(self) -> bytes:
+        with self._path.open("rb") as stream:
+            return b"".join(line for line in stream if _is_whole(line))
+
+
+# -- writing ------------------------------------------------------------------------------------------------------
+
+
+class _Sink(Protocol):
+    """Where a writer's lines go. `write` keeps them, `flush` makes them durable; both may raise OSError."""
+
+    path: str
+
+    def write(self, data: bytes) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class StoreWriter:
-    """Appends to a part file of its own. Each line is with the operating system when `write` returns, so it outlives
-    the process; it is on the disk within `FSYNC_SECONDS` of the next write, or on `close`."""
+    """Appends records to parts of its own.
 
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+    In a local store a line is with the operating system when `write` returns, so it outlives the process. `flush`
+    makes lines durable (on the disk, or at the URL); a background thread does so every `flush_seconds`. Raises
+    `StoreError` where a line cannot be kept (a full disk), also for what the thread met. Safe from any thread.
+    """
+
+    def __init__(self, place: str | Path, flush_seconds: float) -> None:
+        fs, folder = _filesystem(place)
         host = "".join(char if char.isalnum() else "_" for char in socket.gethostname())
-        self.path = folder / f"part-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}.jsonl"
-        self._stream = self.path.open("xb")
-        self._synced_at = time.monotonic()
-        sync_folder(folder)
+        name = f"part-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._lock = threading.Lock()
+        self._dirty = False
+        self._error: OSError | None = None
+        try:
+            self._sink: _Sink = (
+                _LocalPart(folder, name) if isinstance(fs, LocalFileSystem) else _RemotePart(fs, folder, name)
+            )
+        except OSError as error:
+            raise StoreError(f"the sample store {place} cannot be written: {error}") from error
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._flush_now_and_then, args=(flush_seconds,), daemon=True)
+        self._thread.start()
 
-    def write(self, key: str, record: Record) -> None:
-        """Keep one record. Raises `OSError` where it cannot be kept (a full disk)."""
-        name = "error" if isinstance(record, Failure) else "reply"
-        values = {field: _encodable(value) for field, value in asdict(record).items()}
-        content = {"key": key, name: values}
-        line = canonical_json({**content, "sha256": digest_of(content)})
-        self._stream.write(line.encode() + b"\n")
-        self._stream.flush()
-        if time.monotonic() - self._synced_at >= FSYNC_SECONDS:
-            self._sync()
+    @property
+    def path(self) -> str:
+        """The part that is being written."""
+        return self._sink.path
+
+    def write(self, records: Sequence[tuple[bytes, Record]]) -> None:
+        """Keep records, (key, record) each, all or none of them."""
+        data = b"".join(_line(key, record) for key, record in records)
+        with self._lock, self._reported():
+            if self._error is not None:
+                raise self._error
+            self._sink.write(data)
+            self._dirty = True
+
+    def flush(self) -> None:
+        """Make all that was written durable."""
+        with self._lock, self._reported():
+            if self._error is not None:
+                raise self._error
+            if self._dirty:
+                self._sink.flush()
+                self._dirty = False
 
     def close(self) -> None:
-        if not self._stream.closed:
-            self._sync()
-            self._stream.close()
+        if not self._closed.is_set():
+            self._closed.set()
+            self.flush()
+            self._sink.close()
 
     def __enter__(self) -> Self:
         return self
@@ -136,25 +371,112 @@ class StoreWriter:
     ) -> None:
         self.close()
 
-    def _sync(self) -> None:
-        os.fsync(self._stream.fileno())
-        self._synced_at = time.monotonic()
+    @contextlib.contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(f"the sample store cannot be written: {self._sink.path}: {error}") from error
+
+    def _flush_now_and_then(self, seconds: float) -> None:
+        while not self._closed.wait(seconds):
+            try:
+                self.flush()
+            except StoreError as error:
+                cause = error.__cause__
+                assert isinstance(cause, OSError)
+                self._error = cause
+                return
 
 
-def _encodable(value: Any) -> Any:
-    """Half of a surrogate pair (a reply cut inside an emoji) has no UTF-8; it becomes a question mark."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
+class _LocalPart:
+    """A file that is appended to. It is locked while its writer lives, so that a reader can tell a line that is being
+    written from one that was torn."""
+
+    def __init__(self, folder: str, name: str) -> None:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        self.path = f"{folder}/{name}.jsonl"
+        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+        self._length = 0
+        sync_folder(Path(folder))
+
+    def write(self, data: bytes) -> None:
+        done = 0
+        try:
+            while done < len(data):
+                done += os.write(self._file, data[done:])
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file, self._length)  # what did not fit is not left torn
+            raise
+        self._length += len(data)
+
+    def flush(self) -> None:
+        os.fsync(self._file)
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
-def _parsed(line: bytes) -> tuple[str, str, Record] | None:
-    """Key, digest and record of one line; None where it is not whole."""
+class _RemotePart:
+    """Objects cannot be appended to: the current one is written again, whole, at each flush, and a new one is begun
+    when it has `REMOTE_PART_BYTES`."""
+
+    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, name: str) -> None:
+        self._fs, self._folder, self._name = fs, folder, name
+        self._number, self._data = 0, bytearray()
+
+    @property
+    def path(self) -> str:
+        return f"{self._folder}/{self._name}-{self._number:04d}.jsonl"
+
+    def write(self, data: bytes) -> None:
+        self._data += data
+
+    def flush(self) -> None:
+        _put(self._fs, False, self.path, bytes(self._data))
+        if len(self._data) >= REMOTE_PART_BYTES:
+            self._number += 1
+            self._data = bytearray()
+
+    def close(self) -> None:
+        """All is written by `flush`."""
+
+
+# -- files --------------------------------------------------------------------------------------------------------
+
+
+def _filesystem(place: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of a folder or URL, and the path in it. Raises `StoreError` for an unknown or absent one."""
     try:
-        content = json.loads(line)
-        digest = content.pop("sha256")
-        if digest != digest_of(content):
-            return None
-        if "reply" in content:
-            return content["key"], digest, Reply(**content["reply"])
-        return content["key"], digest, Failure(**content["error"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+        fs, path = fsspec.url_to_fs(str(place))
+    except (ImportError, ValueError) as error:
+        raise StoreError(f"the sample store {place} cannot be reached: {error}") from error
+    return fs, str(path).rstrip("/")
+
+
+def _put(fs: fsspec.AbstractFileSystem, is_local: bool, path: str, data: bytes) -> None:
+    """Write a file whole or not at all."""
+    if not is_local:
+        fs.pipe_file(path, data)
+        return
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as stream:
+        stream.write(data)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(target)
+    sync_folder(target.parent)
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether the part's writer lives. A torn line at its end is then one that is not finished yet."""
+    with path.open("rb") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
+        return False
