@@ -1,42 +1,44 @@
-"""A teacher behind any OpenAI-compatible endpoint: one request, its retries, and what went wrong in one line.
+"""A teacher behind any OpenAI-compatible endpoint: one attempt at a call, and what went wrong in one line.
 
-The key is read from the environment by name and appears in no setting, log or error. Knows nothing about tasks,
-parsing, Ray, how many requests run at once or where replies are kept.
+The key is read from the environment or from a file that only its owner can read, and appears in no setting, log or
+error. Knows nothing about tasks, parsing, Ray, retries, how many calls run at once or where replies are kept.
 """
 
 from __future__ import annotations
 
+import asyncio
+import email.utils
 import json
 import os
-from collections.abc import Sequence
+import re
+import stat
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
-from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_attempt
-from tenacity.wait import wait_exponential_jitter
 
 from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.base import Reply, SampleRequest, TeacherError
+from qcrd.teacher.base import Answer, Call, RateHeaders, Reply, TeacherError
 
 MAX_REASON = 300
-MAX_RETRY_AFTER_SECONDS = 120.0
 _RETRIED_STATUS = frozenset({408, 409, 429})
-_BACKOFF = wait_exponential_jitter(initial=0.5, max=30.0, jitter=0.5)
-
-
-class RetryableError(Exception):
-    """One attempt that failed in a way that may pass."""
-
-    def __init__(self, reason: str, retry_after: float | None = None) -> None:
-        super().__init__(reason)
-        self.retry_after = retry_after
+_OF_ENDPOINT_STATUS = frozenset({401, 403, 404})
+_NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
+_DURATION = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+NO_KEY = "EMPTY"
 
 
 def api_key(config: TeacherConfig) -> str:
-    """The key from the environment; "EMPTY" for one's own endpoint, which needs none. Raises `ConfigError`."""
-    key = os.environ.get(config.api_key_env, "").strip()
-    if key and not (key.isascii() and key.isprintable()):  # httpx would print it in its complaint
-        raise ConfigError(f"teacher.api_key_env: the value of {config.api_key_env!r} cannot be a key: odd characters")
+    """The key; "EMPTY" for one's own endpoint, which needs none. Raises `ConfigError`, without the key in it."""
+    key, field = os.environ.get(config.api_key_env, "").strip(), "teacher.api_key_env"
+    if config.api_key_file is not None:
+        key, field = _key_of_file(Path(config.api_key_file)), "teacher.api_key_file"
+    if key and not (key.isascii() and key.isprintable()):  # the HTTP library would print it in its complaint
+        raise ConfigError(f"{field}: what stands there cannot be a key: it has odd characters")
     if key:
         return key
     if config.base_url is None:
@@ -44,144 +46,200 @@ def api_key(config: TeacherConfig) -> str:
             f"teacher.api_key_env: the environment variable {config.api_key_env!r} is not set; "
             "put the key there, or set teacher.base_url to an endpoint that needs none"
         )
-    return "EMPTY"
+    return NO_KEY
+
+
+def _key_of_file(path: Path) -> str:
+    if not path.is_file():
+        raise ConfigError(f"teacher.api_key_file: '{path}' does not exist; give a file of mode 600 that holds the key")
+    mode = stat.S_IMODE(path.stat().st_mode)
+    if mode & 0o077:
+        raise ConfigError(f"teacher.api_key_file: '{path}' has mode {mode:o}; others can read it: chmod 600 it")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def make_client(config: TeacherConfig) -> AsyncOpenAI:
+    """A client that makes each request once. Make it on the event loop that will use it."""
+    return AsyncOpenAI(
+        api_key=api_key(config), base_url=config.base_url, timeout=config.timeout_seconds, max_retries=0
+    )
+
+
+def request_body(config: TeacherConfig, stop: Sequence[str], call: Call) -> dict[str, Any]:
+    """The JSON of a request, for the chat or the completions route."""
+    body: dict[str, Any] = {
+        "model": config.model,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        config.max_tokens_field: config.max_tokens,
+        "seed": call.seed,
+    }
+    if config.api == "completions":
+        body["prompt"] = call.prompt
+    else:
+        body["messages"] = [{"role": "user", "content": call.prompt}]
+    if len(call.indices) > 1:
+        body["n"] = len(call.indices)
+    if stop:
+        body["stop"] = list(stop)
+    return body | config.extra_body
+
+
+def read_replies(text: str, most: int) -> list[Reply]:
+    """At most `most` replies of the body of a chat or text completion. Raises `TeacherError` where it is not one."""
+    try:
+        data = json.loads(text)
+    except ValueError:
+        raise _malformed(f"the body is not JSON: {text}") from None
+    choices = data.get("choices") if isinstance(data, dict) else None
+    if not (isinstance(choices, list) and choices):
+        raise _malformed(f"no choices in {text}")
+    counts = data.get("usage")
+    usage: dict[str, Any] = counts if isinstance(counts, dict) else {}
+    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
+    replies = []
+    for choice in choices[:most]:
+        answer, reasoning = _texts(choice, text)
+        finish_reason = str(choice.get("finish_reason") or "")
+        if replies:  # the first carries the counts of the whole call
+            prompt, completion = (None if count is None else 0 for count in (prompt, completion))
+        replies.append(Reply(answer, reasoning, finish_reason, prompt, completion))
+    return replies
+
+
+def _texts(choice: Any, body: str) -> tuple[str, str]:
+    """Answer and reasoning of one choice."""
+    if not isinstance(choice, dict):
+        raise _malformed(f"no choices in {body}")
+    message = choice.get("message")
+    fields: dict[str, Any] = message if isinstance(message, dict) else choice
+    text = fields.get("content") if fields is message else fields.get("text")
+    reasoning = fields.get("reasoning_content") or fields.get("reasoning") or ""
+    if choice.get("finish_reason") == "content_filter" or fields.get("refusal"):
+        raise TeacherError(f"content filter: {fields.get('refusal') or 'the endpoint withheld the answer'}", billed=True)
+    # A reasoning model that ran out of tokens has no content; that is an answer, though an empty one.
+    if not (isinstance(text, str) or (text is None and fields is message)):
+        raise _malformed(f"no text in {body}")
+    return text or "", reasoning if isinstance(reasoning, str) else json.dumps(reasoning)
+
+
+def _malformed(what: str) -> TeacherError:
+    return TeacherError(f"malformed: {what}", 200, retryable=True, billed=True)
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class OpenAITeacher:
     """Asks a model over HTTP. Make it on the event loop that will use it."""
 
     def __init__(self, config: TeacherConfig, stop: Sequence[str]) -> None:
-        self._config = config
-        self._stop = list(stop)
+        self._config, self._stop = config, list(stop)
         self._key = api_key(config)
-        self._client = AsyncOpenAI(
-            api_key=self._key, base_url=config.base_url, timeout=config.timeout_seconds, max_retries=0
-        )
+        self._client = make_client(config)
+        self._path = "/completions" if config.api == "completions" else "/chat/completions"
 
     def __repr__(self) -> str:
         return f"OpenAITeacher(model={self._config.model!r}, base_url={self._config.base_url!r})"
 
-    async def ask(self, request: SampleRequest) -> Reply:
-        """One completion, after at most `teacher.max_attempts` attempts. Raises `TeacherError`."""
-        attempt_number = 0
+    async def ask(self, call: Call) -> Answer:
+        """One attempt. Raises `TeacherError`, whose text is one line and never holds the key."""
         try:
-            async for attempt in AsyncRetrying(
-                retry=retry_if_exception_type(RetryableError),
-                stop=stop_after_attempt(self._config.max_attempts),
-                wait=_seconds_to_wait,
-                reraise=True,
-            ):
-                with attempt:
-                    attempt_number = attempt.retry_state.attempt_number
-                    return _reply(await self._post(request), attempt_number)
-        except RetryableError as error:
-            raise TeacherError(self._safe(str(error)), attempt_number) from None
-        except APIStatusError as error:
-            reason = f"status {error.status_code}: {_message(error)}"
-            raise TeacherError(self._safe(reason), attempt_number) from None
-        raise AssertionError("unreachable: tenacity returns or raises")
+            return await self._attempt(call)
+        except TeacherError as error:
+            error.args = (safe_reason(str(error), self._key),)
+            raise
 
     async def close(self) -> None:
         await self._client.close()
 
-    async def _post(self, request: SampleRequest) -> str:
-        """The body of the endpoint's answer. Raises `RetryableError`, or `APIStatusError` for a refusal."""
+    async def _attempt(self, call: Call) -> Answer:
+        seconds = self._config.timeout_seconds
         try:
-            return await self._create(request)
-        except APITimeoutError:
-            raise RetryableError(f"timeout: no answer within {self._config.timeout_seconds:g} s") from None
+            # The client's own timeout starts anew with every byte; this one bounds the whole attempt.
+            async with asyncio.timeout(seconds):
+                # Raw bodies: endpoints differ from OpenAI's schema in ways that the typed client lets through as None.
+                body = request_body(self._config, self._stop, call)
+                raw = await self._client.post(self._path, cast_to=httpx2.Response, body=body)
+        except (TimeoutError, APITimeoutError):
+            reason = f"timeout: no answer within {seconds:g} s"
+            raise TeacherError(reason, retryable=True, of_endpoint=True, billed=True) from None
         except APIConnectionError as error:
-            raise RetryableError(f"connection: {error.__cause__ or error}") from None
+            reason = f"connection: {error.__cause__ or error}"
+            raise TeacherError(reason, retryable=True, of_endpoint=True, billed=True) from None
         except APIStatusError as error:
-            if error.status_code in _RETRIED_STATUS or error.status_code >= 500:
-                reason = f"status {error.status_code}: {_message(error)}"
-                raise RetryableError(reason, _retry_after(error)) from None
+            raise status_error(error.status_code, error.response.text, error.response.headers) from None
+        headers = rate_headers(raw.headers)
+        try:
+            return Answer(read_replies(raw.text, len(call.indices)), headers)
+        except TeacherError as error:
+            error.headers = headers
             raise
 
-    async def _create(self, request: SampleRequest) -> str:
-        config = self._config
-        options: dict[str, Any] = {
-            "model": config.model,
-            "temperature": config.temperature,
-            "top_p": config.top_p,
-            "max_tokens": config.max_tokens,
-            "seed": request.seed,
-        }
-        if self._stop:
-            options["stop"] = self._stop
-        # Raw bodies: endpoints differ from OpenAI's schema in ways that the typed client lets through as None.
-        if config.api == "completions":
-            raw = await self._client.completions.with_raw_response.create(prompt=request.prompt, **options)
-        else:
-            messages: Any = [{"role": "user", "content": request.prompt}]
-            raw = await self._client.chat.completions.with_raw_response.create(messages=messages, **options)
-        return raw.text
 
-    def _safe(self, reason: str) -> str:
-        """One line of at most `MAX_REASON` characters, without the key even where the endpoint repeats it."""
-        line = " ".join(reason.split())
-        if self._key != "EMPTY":
-            line = line.replace(self._key, "***")
-        return line[:MAX_REASON]
+def safe_reason(reason: str, key: str) -> str:
+    """One line of at most `MAX_REASON` characters, without the key even where the endpoint repeats it."""
+    line = " ".join(reason.split())
+    if key != NO_KEY:
+        line = line.replace(key, "***")
+    return line[:MAX_REASON]
 
 
-def _seconds_to_wait(state: RetryCallState) -> float:
-    """What the endpoint asks for, else exponential backoff with jitter."""
-    error = state.outcome.exception() if state.outcome is not None else None
-    if isinstance(error, RetryableError) and error.retry_after is not None:
-        return error.retry_after
-    return _BACKOFF(state)
+def status_error(status: int, body: str, headers: Mapping[str, str]) -> TeacherError:
+    """What a refusal means."""
+    try:
+        data = json.loads(body)
+    except ValueError:
+        data = None
+    told = data.get("error") if isinstance(data, dict) else None
+    fields: dict[str, Any] = told if isinstance(told, dict) else {}
+    message = fields.get("message") if isinstance(fields.get("message"), str) else told if isinstance(told, str) else body
+    code = str(fields.get("code") or fields.get("type") or "")
+    if "content_filter" in code or "content_policy" in code:
+        return TeacherError(f"content filter: {message}", status)
+    out_of_money = code in _NO_MONEY
+    retryable = (status in _RETRIED_STATUS or status >= 500) and not out_of_money
+    return TeacherError(
+        f"status {status}: {message}", status, retryable=retryable,
+        of_endpoint=retryable or out_of_money or status in _OF_ENDPOINT_STATUS,
+        retry_after=retry_after(headers), headers=rate_headers(headers),
+    )  # fmt: skip
 
 
-def _retry_after(error: APIStatusError) -> float | None:
-    """Seconds from the Retry-After headers, capped; None where there are none or they give a date."""
-    headers = error.response.headers
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds from the Retry-After headers (a number or a date); None where there are none."""
     for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
         try:
             seconds = float(headers.get(name, "")) / unit
         except ValueError:
             continue
-        if seconds >= 0:
-            return min(seconds, MAX_RETRY_AFTER_SECONDS)
-    return None
+        if 0 <= seconds < float("inf"):
+            return seconds
+    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
 
 
-def _message(error: APIStatusError) -> str:
-    """The endpoint's own words."""
-    body = error.body
-    if isinstance(body, dict) and isinstance(body.get("message"), str):
-        return body["message"]
-    return error.response.text
+def rate_headers(headers: Mapping[str, str]) -> RateHeaders | None:
+    """The x-ratelimit headers; None where there are none."""
+    values: dict[str, float | None] = {}
+    for what in ("requests", "tokens"):
+        for name in ("limit", "remaining"):
+            values[f"{name}_{what}"] = _number(headers.get(f"x-ratelimit-{name}-{what}"))
+        values[f"reset_{what}"] = _duration(headers.get(f"x-ratelimit-reset-{what}"))
+    return RateHeaders(**values) if any(value is not None for value in values.values()) else None
 
 
-def _reply(body: str, attempts: int) -> Reply:
-    """Read the body of a chat or text completion. Raises `RetryableError` where it is not one."""
+def _number(text: str | None) -> float | None:
     try:
-        data = json.loads(body)
+        return float(text) if text else None
     except ValueError:
-        raise RetryableError(f"malformed: the body is not JSON: {body}") from None
-    choices = data.get("choices") if isinstance(data, dict) else None
-    if not (isinstance(choices, list) and choices and isinstance(choices[0], dict)):
-        raise RetryableError(f"malformed: no choices in {body}")
-    choice = choices[0]
-    message = choice.get("message")
-    fields = message if isinstance(message, dict) else choice
-    text = fields.get("content") if fields is message else fields.get("text")
-    reasoning = fields.get("reasoning_content") or fields.get("reasoning") or ""
-    # A reasoning model that ran out of tokens has no content; that is an answer, though an empty one.
-    if not (isinstance(text, str) or (text is None and fields is message)):
-        raise RetryableError(f"malformed: no text in {body}")
-    counts = data.get("usage")
-    usage: dict[str, Any] = counts if isinstance(counts, dict) else {}
-    return Reply(
-        text=text or "",
-        reasoning=reasoning if isinstance(reasoning, str) else json.dumps(reasoning),
-        finish_reason=str(choice.get("finish_reason") or ""),
-        prompt_tokens=_count(usage.get("prompt_tokens")),
-        completion_tokens=_count(usage.get("completion_tokens")),
-        attempts=attempts,
-    )
+        return None
 
 
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+def _duration(text: str | None) -> float | None:
+    """Seconds of "1s", "6m0s", "20ms", or of a bare number."""
+    parts = _DURATION.findall(text or "")
+    if parts and "".join(number + unit for number, unit in parts) == text:
+        return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+    return _number(text)
