@@ -5,10 +5,11 @@ Knows nothing about where files lie (artifacts.py) or what the rows mean to a st
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from types import TracebackType
+from typing import Any, Self, TypeVar, get_type_hints
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,7 +34,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Sample:
-    """One raw completion of the teacher, or the reason why there is none (`error` not empty)."""
+    """One raw completion of the teacher, or the reason why there is none (`error` not empty), with its HTTP status."""
 
     question_id: str
     index: int
@@ -42,6 +43,7 @@ class Sample:
     reasoning: str
     finish_reason: str
     error: str
+    status: int | None
     attempts: int
     prompt_tokens: int | None
     completion_tokens: int | None
@@ -146,16 +148,55 @@ def schema_of(row_type: type) -> pa.Schema:
     return pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(row_type).items()])
 
 
+ROWS_PER_GROUP = 10_000
+
+
+class RowWriter:
+    """Writes records to one Parquet file as they come; memory holds at most `ROWS_PER_GROUP` of them."""
+
+    def __init__(self, path: Path, row_type: type) -> None:
+        self._schema = schema_of(row_type)
+        self._writer = pq.ParquetWriter(path, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, row: Any) -> None:
+        self._rows.append(vars(row))
+        if len(self._rows) == ROWS_PER_GROUP:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None and self._rows:
+            self._flush()
+        self._writer.close()
+
+
 def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> None:
     """Write records as one Parquet file."""
-    table = pa.Table.from_pylist([asdict(row) for row in rows], schema=schema_of(row_type))
-    pq.write_table(table, path)
+    with RowWriter(path, row_type) as writer:
+        for row in rows:
+            writer.write(row)
+
+
+def iter_rows(path: Path, row_type: type[T]) -> Iterator[T]:
+    """Read records a few thousand at a time. Raises `ValueError` where the file's columns are not the record's."""
+    expected = [field.name for field in fields(row_type)]  # pyright: ignore[reportArgumentType]
+    with pq.ParquetFile(path) as file:
+        if file.schema_arrow.names != expected:
+            raise ValueError(f"{path}: columns {file.schema_arrow.names}, expected {expected}")
+        for batch in file.iter_batches(batch_size=ROWS_PER_GROUP):
+            for row in batch.to_pylist():
+                yield row_type(**row)
 
 
 def read_rows(path: Path, row_type: type[T]) -> list[T]:
-    """Read records. Raises `ValueError` where the file's columns are not the record's."""
-    table = pq.read_table(path)
-    expected = [field.name for field in fields(row_type)]  # pyright: ignore[reportArgumentType]
-    if table.column_names != expected:
-        raise ValueError(f"{path}: columns {table.column_names}, expected {expected}")
-    return [row_type(**row) for row in table.to_pylist()]
+    """Read all records. Raises `ValueError` where the file's columns are not the record's."""
+    return list(iter_rows(path, row_type))

@@ -13,15 +13,16 @@ from typing import Protocol
 
 @dataclass(frozen=True)
 class Call:
-    """Samples `indices` of one question, asked for at once. `label` and `facts` serve the simulated teacher alone;
-    `prompt` is what a real teacher sees, and the gold label is never in it."""
+    """Samples `indices` of one question, asked for at once, each with a seed of its own (a server that takes one seed
+    for the whole call gets the first). `label` and `facts` serve the simulated teacher alone; `prompt` is what a real
+    teacher sees, and the gold label is never in it."""
 
     question_id: str
     indices: tuple[int, ...]
     prompt: str
     label: str
     facts: str
-    seed: int
+    seeds: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,14 @@ class TeacherError(Exception):
         super().__init__(reason)
         self.status, self.retryable, self.of_endpoint = status, retryable, of_endpoint
         self.retry_after, self.headers, self.billed = retry_after, headers, billed
+        self.attempts = 1
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A call's replies, in order: at least one, and fewer than asked for where the server does not honour `n`."""
+    """A call's records, in order: at least one, and fewer than asked for where the server does not honour `n`."""
 
-    replies: Sequence[Reply]
+    records: Sequence[Record]
     headers: RateHeaders | None = None
 
 

@@ -14,6 +14,7 @@ import re
 import stat
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI
 
 from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.base import Answer, Call, RateHeaders, Reply, TeacherError
+from qcrd.teacher.base import Answer, Call, Failure, RateHeaders, Record, Reply, TeacherError
 
 MAX_REASON = 300
 _RETRIED_STATUS = frozenset({408, 409, 429})
@@ -72,7 +73,7 @@ def request_body(config: TeacherConfig, stop: Sequence[str], call: Call) -> dict
         "temperature": config.temperature,
         "top_p": config.top_p,
         config.max_tokens_field: config.max_tokens,
-        "seed": call.seed,
+        "seed": call.seeds[0],
     }
     if config.api == "completions":
         body["prompt"] = call.prompt
@@ -85,42 +86,49 @@ def request_body(config: TeacherConfig, stop: Sequence[str], call: Call) -> dict
     return body | config.extra_body
 
 
-def read_replies(text: str, most: int) -> list[Reply]:
-    """At most `most` replies of the body of a chat or text completion. Raises `TeacherError` where it is not one."""
+def read_replies(text: str, most: int) -> list[Record]:
+    """At most `most` replies of the body of a chat or text completion; a choice that was withheld is a `Failure`.
+
+    Choices without text are left out. Raises `TeacherError` where none is left.
+    """
     try:
         data = json.loads(text)
     except ValueError:
         raise _malformed(f"the body is not JSON: {text}") from None
     choices = data.get("choices") if isinstance(data, dict) else None
-    if not (isinstance(choices, list) and choices):
+    if not isinstance(choices, list):
         raise _malformed(f"no choices in {text}")
+    records = [record for choice in choices[:most] if (record := _record(choice)) is not None]
+    if not records:
+        raise _malformed(f"no text in {text}")
     counts = data.get("usage")
-    usage: dict[str, Any] = counts if isinstance(counts, dict) else {}
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
-    replies = []
-    for choice in choices[:most]:
-        answer, reasoning = _texts(choice, text)
-        finish_reason = str(choice.get("finish_reason") or "")
-        if replies:  # the first carries the counts of the whole call
-            prompt, completion = (None if count is None else 0 for count in (prompt, completion))
-        replies.append(Reply(answer, reasoning, finish_reason, prompt, completion))
-    return replies
+    if isinstance(counts, dict):
+        _charge(records, _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens")))
+    return records
 
 
-def _texts(choice: Any, body: str) -> tuple[str, str]:
-    """Answer and reasoning of one choice."""
+def _record(choice: Any) -> Record | None:
     if not isinstance(choice, dict):
-        raise _malformed(f"no choices in {body}")
+        return None
     message = choice.get("message")
     fields: dict[str, Any] = message if isinstance(message, dict) else choice
+    reason = str(choice.get("finish_reason") or "")
+    if reason == "content_filter" or fields.get("refusal"):
+        return Failure(f"content filter: {fields.get('refusal') or 'the endpoint withheld the answer'}", 200, 1)
     text = fields.get("content") if fields is message else fields.get("text")
     reasoning = fields.get("reasoning_content") or fields.get("reasoning") or ""
-    if choice.get("finish_reason") == "content_filter" or fields.get("refusal"):
-        raise TeacherError(f"content filter: {fields.get('refusal') or 'the endpoint withheld the answer'}", billed=True)
     # A reasoning model that ran out of tokens has no content; that is an answer, though an empty one.
     if not (isinstance(text, str) or (text is None and fields is message)):
-        raise _malformed(f"no text in {body}")
-    return text or "", reasoning if isinstance(reasoning, str) else json.dumps(reasoning)
+        return None
+    return Reply(text or "", reasoning if isinstance(reasoning, str) else json.dumps(reasoning), reason)
+
+
+def _charge(records: list[Record], prompt: int | None, completion: int | None) -> None:
+    """The counts of the whole call stand with its first reply, and 0 with the others."""
+    for row, record in enumerate(records):
+        if isinstance(record, Reply):
+            records[row] = replace(record, prompt_tokens=prompt, completion_tokens=completion)
+            prompt, completion = (None if count is None else 0 for count in (prompt, completion))
 
 
 def _malformed(what: str) -> TeacherError:

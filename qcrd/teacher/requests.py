@@ -77,6 +77,18 @@ class Wanted:
     def total(self) -> int:
         return self.keys.size
 
+    def keys_of(self, row: int, first: int, count: int) -> list[bytes]:
+        """The keys of samples `first` to `first + count - 1` of a question."""
+        # numpy drops trailing zero bytes of what it hands out
+        return [self.keys[row, column].ljust(KEY_TYPE.itemsize, b"\0") for column in range(first, first + count)]
+
+    def distinct(self) -> np.ndarray:
+        """Which samples are the first with their key (bool, shape of `keys`)."""
+        _, first = np.unique(self.keys, return_index=True)
+        mask = np.zeros(self.keys.size, dtype=bool)
+        mask[first] = True
+        return mask.reshape(self.keys.shape)
+
 
 def wanted_samples(config: ExperimentConfig, task: Task, questions: Sequence[Question]) -> Wanted:
     """`teacher.num_samples` samples of each training question, in the questions' order.
@@ -103,14 +115,8 @@ def wanted_samples(config: ExperimentConfig, task: Task, questions: Sequence[Que
 def missing_mask(wanted: Wanted, index: StoreIndex, retry_errors: bool) -> np.ndarray:
     """Which samples have to be asked for (bool, shape of `wanted.keys`): those without a record, and with
     `retry_errors` also those that failed. Of samples with one key only the first is asked for."""
-    missing = ~index.answered(wanted.keys)
-    if not retry_errors:
-        missing &= ~index.failed(wanted.keys)
-    flat = missing.reshape(-1)
-    positions = np.flatnonzero(flat)
-    _, first = np.unique(wanted.keys.reshape(-1)[positions], return_index=True)
-    flat[np.delete(positions, first)] = False
-    return missing
+    missing = ~index.answered(wanted.keys) & wanted.distinct()
+    return missing if retry_errors else missing & ~index.failed(wanted.keys)
 
 
 def split_calls(missing: np.ndarray, samples_per_request: int) -> np.ndarray:
@@ -134,13 +140,14 @@ def split_calls(missing: np.ndarray, samples_per_request: int) -> np.ndarray:
 
 def build_call(config: TeacherConfig, task: Task, few_shot: str, question: Question, first: int, count: int) -> Call:
     """The call for samples `first` to `first + count - 1` of a question."""
+    indices = tuple(range(first, first + count))
     return Call(
         question_id=question.id,
-        indices=tuple(range(first, first + count)),
+        indices=indices,
         prompt=task.format_prompt(few_shot, question.text),
         label=question.label,
         facts=question.facts,
-        seed=stable_seed(config.seed, question.id, first) % 2**31,
+        seeds=tuple(stable_seed(config.seed, question.id, index) % 2**31 for index in indices),
     )
 
 

@@ -1,7 +1,8 @@
 """Teacher sampling on Ray Data: questions x sample index, asked by async actors, kept in the sample store.
 
-Every reply is in the store, durable, before anything reads it, so what is missing is what the store lacks, and a
-second call asks for that alone. The samples of a run are then read back from the store in their own order.
+Every reply is in the store before anything reads it, so what is missing is what the store lacks, and a second start asks
+for that alone. When an actor or its node dies, what is then missing is asked for in a new pass. The driver's memory
+holds the questions and 32 bytes for each sample.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,183 +20,294 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
-from qcrd.records import Question, Sample
+from qcrd.config import ExperimentConfig, TeacherConfig
+from qcrd.records import Question
+from qcrd.tasks import get_task
 from qcrd.tasks.base import Task
-from qcrd.teacher.base import Reply, SampleRequest, Teacher, TeacherError
-from qcrd.teacher.imported import ImportedCompletions, ImportedTeacher, import_identity, read_completions
-from qcrd.teacher.openai_client import OpenAITeacher, api_key
-from qcrd.teacher.requests import build_requests, prompt_path, read_prompt
-from qcrd.teacher.simulated import SimulatedTeacher
-from qcrd.teacher.store import Failure, Record, SampleStore, StoreWriter
+from qcrd.teacher.asking import Asked, Asker, Leases, Stopped
+from qcrd.teacher.batch import resume_batches, run_batches
+from qcrd.teacher.build import build_teacher, make_limits
+from qcrd.teacher.cost import Price, read_price
+from qcrd.teacher.freeze import freeze, spent_before
+from qcrd.teacher.imported import ImportedCompletions, read_completions
+from qcrd.teacher.limits import Grant, Need, Report, Totals
+from qcrd.teacher.probe import probe, samples_per_request
+from qcrd.teacher.requests import (
+    Wanted,
+    build_call,
+    missing_mask,
+    read_prompt,
+    split_calls,
+    store_place,
+    wanted_samples,
+)
+from qcrd.teacher.store import SampleStore, StoreError, StoreWriter, question_key, sample_key
 
 OnProgress = Callable[[int, int, Mapping[str, Any]], None]
 MAX_BATCH = 32
+PASSES_WITHOUT_PROGRESS = 3
+SHOW_SECONDS = 1.0
+logger = logging.getLogger(__name__)
+
+
+class LimitsActor:
+    """`SharedLimits` where all sampling actors can reach it; it also deals out the slots."""
+
+    def __init__(self, teacher: TeacherConfig, spent_usd: float) -> None:
+        self._limits = make_limits(teacher, spent_usd)
+        actors = min(teacher.actors, teacher.concurrency)
+        share, rest = divmod(teacher.concurrency, actors)
+        self._slots = [share + (number < rest) for number in range(actors)]
+
+    def slots(self) -> int:
+        """How many attempts the next actor may have under way at once."""
+        return self._slots.pop() if self._slots else 1
+
+    def lease(self, needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+        return self._limits.lease(needs, reports)
+
+    def stop(self, reason: str) -> None:
+        self._limits.stop(reason)
+
+    def state(self) -> tuple[str, Totals]:
+        """Why all stopped ("" if they did not), and the counts so far."""
+        return self._limits.stop_reason, self._limits.totals
 
 
 @dataclass(frozen=True)
-class SamplingResult:
-    """All samples in (question, index) order, and the counts of this call."""
+class Job:
+    """What each actor is told. No key is in it: each reads that for itself."""
 
-    samples: list[Sample]
-    summary: dict[str, Any]
-
-
-def check_teacher(config: ExperimentConfig, task: Task) -> None:
-    """Raise `ConfigError` for what can be known to be wrong before the first request."""
-    teacher = config.teacher
-    if task.ANSWER_PHRASE not in read_prompt(teacher, task):
-        raise ConfigError(f"teacher.prompt: '{prompt_path(teacher, task)}' never says {task.ANSWER_PHRASE!r}")
-    if teacher.kind == "openai":
-        api_key(teacher)
-    elif teacher.kind == "imported":
-        import_identity(teacher.imported)
-    elif not task.SIMULATED:
-        raise ConfigError(f"teacher.kind: 'simulated' is not allowed for task {task.NAME}: its questions are not made")
-
-
-def build_teacher(config: TeacherConfig, stop: Sequence[str], completions: Mapping[str, Sequence[str]]) -> Teacher:
-    """The teacher that the settings name. Call it on the event loop that will use it."""
-    if config.kind == "simulated":
-        return SimulatedTeacher(config.simulated.error_rate)
-    if config.kind == "imported":
-        return ImportedTeacher(completions)
-    return OpenAITeacher(config, stop)
+    teacher: TeacherConfig
+    task: str
+    few_shot: str
+    identity: str
+    store: str
+    price: Price | None
 
 
 class SamplingActor:
-    """Asks for the rows of each batch at once, `slots` at a time, and keeps each reply before it says so."""
+    """Makes the calls of each batch and keeps each reply before it says so. A row is (question row, first, count)."""
 
-    def __init__(
-        self, settings: dict[str, Any], stop: Sequence[str], completions: Mapping[str, Sequence[str]],
-        store_folder: str, slots: int,
-    ) -> None:
-        self._config = TeacherConfig.model_validate(settings)
-        self._stop, self._completions, self._slots = stop, completions, slots
-        self._writer = StoreWriter(Path(store_folder))
-        self._teacher: Teacher | None = None
-        self._semaphore: asyncio.Semaphore | None = None
+    def __init__(self, job: Job, limits: Any, data: list[Any]) -> None:
+        """`data` holds references to the table of questions and to imported completions."""
+        self._job, self._limits = job, limits
+        self._task = get_task(job.task)
+        self._questions, self._completions = ray.get(data)
+        self._slots = ray.get(limits.slots.remote())
+        self._writer = StoreWriter(job.store, job.teacher.flush_seconds)
+        self._asker: Asker | None = None
+        self._leases = Leases(self._lease)
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, Any]]:
-        if self._semaphore is None:
-            self._semaphore = asyncio.Semaphore(self._slots)
-            self._teacher = build_teacher(self._config, self._stop, self._completions)
-        columns = {name: values.tolist() for name, values in batch.items()}
-        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-        records = await asyncio.gather(*(self._ask(SampleRequest(**row)) for row in rows))
+        if self._asker is None:
+            teacher = build_teacher(self._job.teacher, self._task.STOP, self._completions)
+            self._asker = Asker(
+                self._job.teacher, teacher, self._writer, self._leases, self._slots, self._job.price
+            )
+        rows = zip(*(batch[name].tolist() for name in ("question", "first", "count")), strict=True)
+        asked = await asyncio.gather(*(self._ask(*row) for row in rows))
+        try:
+            await asyncio.to_thread(self._writer.flush)
+        except StoreError as error:
+            await self._limits.stop.remote(str(error))
+        await self._leases.flush()
         yield {
-            "key": np.array([row["key"] for row in rows]),
-            "reason": np.array([record.reason if isinstance(record, Failure) else "" for record in records]),
-            "attempts": np.array([record.attempts for record in records]),
+            "replies": np.array([one.replies for one in asked]),
+            "failures": np.array([one.failures for one in asked]),
+            "reason": np.array([one.reason for one in asked]),
         }
 
-    async def _ask(self, request: SampleRequest) -> Record:
-        assert self._semaphore is not None and self._teacher is not None
-        async with self._semaphore:
-            try:
-                record: Record = await self._teacher.ask(request)
-            except TeacherError as error:
-                record = Failure(str(error), error.attempts)
-            except Exception as error:  # noqa: BLE001 - one row that breaks the client must not fail the others
-                record = Failure(f"{type(error).__name__}: unexpected", 1)
-        self._writer.write(request.key, record)
-        return record
+    async def _lease(self, needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+        return await self._limits.lease.remote(needs, reports)
+
+    async def _ask(self, row: int, first: int, count: int) -> Asked:
+        assert self._asker is not None
+        question = Question(**self._questions.slice(row, 1).to_pylist()[0], split="train", answer="")
+        of_question = question_key(self._job.identity, question.text)
+        keys = [sample_key(of_question, index) for index in range(first, first + count)]
+        try:
+            return await self._asker.ask(
+                build_call(self._job.teacher, self._task, self._job.few_shot, question, first, count), keys
+            )
+        except StoreError as error:
+            await self._limits.stop.remote(str(error))
+        except Stopped:
+            pass
+        return Asked(0, 0, "")
 
 
-def _ask_missing(
-    config: ExperimentConfig, task: Task, missing: Sequence[SampleRequest], completions: Mapping[str, Sequence[str]],
-    store_folder: Path, total: int, on_progress: OnProgress,
-) -> Counter[str]:
-    """Ask for the missing rows on Ray Data. Returns the errors by reason."""
-    teacher = config.teacher
+def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) -> Any:
+    """The calls as a Ray dataset that makes them."""
+    teacher = job.teacher
     actors = min(teacher.actors, teacher.concurrency)
-    slots = teacher.concurrency // actors
+    slots = -(-teacher.concurrency // actors)
     batch_size = min(MAX_BATCH, max(1, slots // 2))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller shows one
     context.print_on_execution_start = False
+    context.max_consecutive_actor_init_deaths = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    table = pa.Table.from_pylist([asdict(request) for request in missing])
+    table = pa.table({name: calls[:, column] for column, name in enumerate(("question", "first", "count"))})
     # A block is one call of the actor. Two calls at once, of several batches each, keep all slots busy.
     rows = 4 * batch_size
-    blocks = [table.slice(start, rows) for start in range(0, len(missing), rows)]
-    dataset = ray.data.from_arrow(blocks).map_batches(
+    blocks = [table.slice(start, rows) for start in range(0, len(table), rows)]
+    gpus = teacher.vllm.tensor_parallel_size if teacher.kind == "vllm" else 0
+    return ray.data.from_arrow(blocks).map_batches(
         SamplingActor,  # pyright: ignore[reportArgumentType]
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(
             size=actors, max_concurrent_calls_per_actor=2, max_tasks_in_flight_per_actor=4
         ),
         num_cpus=0,
-        fn_constructor_args=(teacher.model_dump(), task.STOP, completions, str(store_folder), slots),
+        num_gpus=gpus,
+        max_restarts=0,  # Ray would ask again for all that a dead actor had; a new pass asks for what is missing
+        fn_constructor_args=(job, limits, data),
         udf_modifying_row_count=False,
     )
-    errors: Counter[str] = Counter()
-    done, started = total - len(missing), time.perf_counter()
-    answered = 0
-    for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
-        reasons = [str(reason) for reason in batch["reason"] if reason]
-        errors.update(reason.split(":")[0] for reason in reasons)
-        answered += len(batch["key"])
-        rate = answered / (time.perf_counter() - started)
-        on_progress(done + answered, total, {"requests/s": f"{rate:.1f}", "errors": errors.total()})
-    return errors
+
+
+class _Sampling:
+    """One start of a sampling job: asks for what is missing until nothing is, or until all stops."""
+
+    def __init__(
+        self, config: ExperimentConfig, task: Task, questions: Sequence[Question], on_progress: OnProgress
+    ) -> None:
+        self.config, self.task, self.on_progress = config, task, on_progress
+        self.store = SampleStore(store_place(config))
+        self.wanted = wanted_samples(config, task, questions)
+        self.price = read_price(config.teacher)
+        self.asked = 0
+        self.totals: list[Totals] = []
+        self.seconds = 0.0
+        self.imported = read_completions(config.teacher.imported, questions) if config.teacher.kind == "imported" else None
+
+    def run(self, retry_errors: bool) -> None:
+        """Ask. Raises `Stopped` where not all could be asked, `StoreError`, and `ConfigError`."""
+        online = self.config.teacher.mode == "online"
+        without_progress = 0
+        if not online:
+            self._resume_batches()
+        while True:
+            index = self.store.index()
+            missing = missing_mask(self.wanted, index, retry_errors)
+            count = int(missing.sum())
+            if count == 0:
+                return
+            spent = 0.0
+            if self.config.teacher.budget_usd is not None and self.price is not None:
+                spent = spent_before(self.wanted, index, self.price)
+            if self.config.teacher.kind == "openai" and not self.asked:
+                n = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price)
+                missing &= missing_mask(self.wanted, self.store.index(), retry_errors)
+            else:
+                n = samples_per_request(self.config, self.store) or 1
+            calls = split_calls(missing, n)
+            before = self.asked
+            try:
+                if online:
+                    self._ask(calls, spent)
+                else:
+                    self._run_batches(calls, spent)
+                return
+            except ray.exceptions.RayTaskError:
+                raise
+            except ray.exceptions.RayError as error:
+                without_progress = 0 if self.asked > before else without_progress + 1
+                if without_progress == PASSES_WITHOUT_PROGRESS:
+                    raise
+                logger.warning("a sampling actor died (%s); what is missing is asked for again", type(error).__name__)
+
+    def _ask(self, calls: np.ndarray, spent_usd: float) -> None:
+        """One pass on Ray Data."""
+        teacher = self.config.teacher
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        actors = min(teacher.actors, teacher.concurrency)
+        limits = (
+            ray.remote(LimitsActor).options(num_cpus=0, scheduling_strategy=here).remote(teacher, spent_usd, actors)
+        )
+        job = Job(
+            teacher, self.task.NAME, read_prompt(teacher, self.task), self.wanted.identity, self.store.place, self.price
+        )
+        rows = self.wanted.questions
+        table = pa.table({name: [getattr(row, name) for row in rows] for name in ("id", "text", "label", "facts")})
+        completions = self.imported.by_question_id if self.imported is not None else {}
+        dataset = _calls_dataset(calls, job, limits, [ray.put(table), ray.put(completions)])
+        started = time.perf_counter()
+        try:
+            self._watch(dataset, limits, started)
+        finally:
+            self.seconds += time.perf_counter() - started
+        reason, totals = ray.get(limits.state.remote())
+        self.totals.append(totals)
+        if reason:
+            raise Stopped(reason)
+
+    def _watch(self, dataset: Any, limits: Any, started: float) -> None:
+        """Take the batches as they come, and show how far it is."""
+        total = self.wanted.total
+        done = total - int(missing_mask(self.wanted, self.store.index(), True).sum()) - self.asked
+        shown, errors, before = started, 0, self.asked
+        for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
+            errors += int(batch["failures"].sum())
+            self.asked += int(batch["replies"].sum() + batch["failures"].sum())
+            now = time.perf_counter()
+            if now - shown >= SHOW_SECONDS:
+                shown = now
+                _, totals = ray.get(limits.state.remote())
+                self.on_progress(done + self.asked, total, self._shown(totals, now - started, errors, self.asked - before))
+        self.on_progress(done + self.asked, total, {"errors": errors})
+
+    def _shown(self, totals: Totals, seconds: float, errors: int, asked: int) -> dict[str, Any]:
+        """What stands beside the bar."""
+        info: dict[str, Any] = {"samples/s": f"{asked / seconds:.1f}", "errors": errors}
+        if self.price is not None:
+            info["usd"] = f"{self.usd + totals.usd:.2f}"
+        if totals.limited:
+            info["rate limited"] = totals.limited
+        return info
+
+    async def _resume_batches(self) -> None:
+        """Take what batches of an earlier start have brought."""
+
+    async def _run_batches(self, calls: np.ndarray, spent_usd: float) -> None:
+        """Make the calls in batch mode."""
 
 
 def sample(
-    config: ExperimentConfig, task: Task, questions: Sequence[Question], store_folder: Path, on_progress: OnProgress
-) -> SamplingResult:
-    """All samples of the training questions: from the store where they are there, else from the teacher.
+    config: ExperimentConfig, task: Task, questions: Sequence[Question], out: Path, on_progress: OnProgress,
+    retry_errors: bool = False, accept_missing: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Write all samples of the training questions to the Parquet file `out`: from the store where they are there, else
+    from the teacher. Returns counts of the samples and of this start.
 
-    Ray must be running where something is missing. A request that fails for good becomes an error row.
+    Ray must be running where something is missing. A request that fails for good becomes an error row, which is asked
+    again only with `retry_errors`. With `accept_missing` nobody is asked, and what is missing becomes an error row.
+    Raises `Stopped` (budget, an endpoint that fails, a full disk); what was answered is then kept, and nothing written.
     """
-    requests = build_requests(config, task, questions)
-    store = SampleStore(store_folder)
-    known = store.replies({request.key for request in requests})
-    missing = list({request.key: request for request in requests if request.key not in known}.values())
-    imported = None
-    if config.teacher.kind == "imported":
-        imported = read_completions(config.teacher.imported, questions)
-    started = time.perf_counter()
-    errors: Counter[str] = Counter()
-    if missing:
-        completions = imported.by_question_id if imported is not None else {}
-        errors = _ask_missing(config, task, missing, completions, store_folder, len(requests), on_progress)
+    imported = read_completions(config.teacher.imported, questions) if config.teacher.kind == "imported" else None
+    wanted = wanted_samples(config, task, questions)
+    store, price = SampleStore(store_place(config)), read_price(config.teacher)
+    completions = imported.by_question_id if imported is not None else {}
+    sampling = Sampling(config, task, wanted, store, price, completions, on_progress)
+    try:
+        if not accept_missing:
+            sampling.run(retry_errors)
+    except StoreError as error:
+        raise Stopped(str(error)) from error
+    finally:
         store.sync()
-    records = store.load({request.key for request in requests})
-    samples = [_sample(request, records.get(request.key)) for request in requests]
-    summary = {
-        "requests": len(requests),
-        "asked": len(missing),
-        "from_store": len(requests) - len(missing),
-        "errors": sum(bool(one.error) for one in samples),
-        **{f"error {reason}": count for reason, count in sorted(errors.items())},
-        **_tokens(samples),
+    return {
+        **freeze(wanted, store.index(), out, price),
+        "asked": sampling.asked,
+        "attempts": sampling.attempts,
+        **({"usd_of_this_start": sampling.usd, "attempts_of_unknown_price": sampling.usd_unknown} if price else {}),
+        "seconds": sampling.seconds,
+        "samples_per_second": sampling.asked / sampling.seconds if sampling.seconds else 0.0,
         **(_imported_counts(imported) if imported is not None else {}),
-        "seconds": time.perf_counter() - started,
     }
-    return SamplingResult(samples, summary)
-
-
-def _sample(request: SampleRequest, record: Record | None) -> Sample:
-    """A row of the samples artifact."""
-    if isinstance(record, Reply):
-        return Sample(
-            request.question_id, request.index, request.key, record.text, record.reasoning, record.finish_reason, "",
-            record.attempts, record.prompt_tokens, record.completion_tokens,
-        )  # fmt: skip
-    reason, attempts = (record.reason, record.attempts) if record is not None else ("lost by the teacher's actor", 0)
-    return Sample(request.question_id, request.index, request.key, "", "", "", reason, attempts, None, None)
-
-
-def _tokens(samples: Sequence[Sample]) -> dict[str, int]:
-    """Token counts as the endpoint gave them; absent where it gave none."""
-    counts = {}
-    for name in ("prompt_tokens", "completion_tokens"):
-        known = [value for one in samples if (value := getattr(one, name)) is not None]
-        if known:
-            counts[name] = sum(known)
-    return counts
 
 
 def _imported_counts(imported: ImportedCompletions) -> dict[str, int]:

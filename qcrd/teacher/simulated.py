@@ -15,7 +15,7 @@ import numpy as np
 
 from qcrd.seeding import generator
 from qcrd.tasks.equations import evaluate
-from qcrd.teacher.base import Reply, SampleRequest, TeacherError
+from qcrd.teacher.base import Answer, Call, Reply, TeacherError
 
 MODEL = "simulated"
 MISTAKES = ("operator", "slip", "quantity")
@@ -65,22 +65,22 @@ class SimulatedTeacher:
     def __init__(self, error_rate: float) -> None:
         self.error_rate = error_rate
 
-    async def ask(self, request: SampleRequest) -> Reply:
-        """One completion, decided by the request's seed, question and index alone."""
-        if not request.facts:
+    async def ask(self, call: Call) -> Answer:
+        """Completions, decided by each one's seed, question and index alone."""
+        if not call.facts:
             raise TeacherError(
-                f"teacher.kind: the simulated teacher answers generated tasks only; {request.question_id} has no facts",
-                1,
+                f"teacher.kind: the simulated teacher answers generated tasks only; {call.question_id} has no facts"
             )
-        return Reply(text=self.write(request), finish_reason="stop")
+        texts = (self.write(call, row) for row in range(len(call.indices)))
+        return Answer([Reply(text=text, finish_reason="stop") for text in texts])
 
     async def close(self) -> None:
         """Nothing to close."""
 
-    def write(self, request: SampleRequest) -> str:
-        """The completion's text."""
-        facts = json.loads(request.facts)
-        rng = generator(request.seed, MODEL, request.question_id, request.index)
+    def write(self, call: Call, row: int = 0) -> str:
+        """The text of the call's sample number `row`."""
+        facts = json.loads(call.facts)
+        rng = generator(call.seeds[row], MODEL, call.question_id, call.indices[row])
         right = solve(facts)
         solution = right
         if rng.random() < self.error_rate:

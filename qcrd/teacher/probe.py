@@ -1,0 +1,124 @@
+"""The first call of a job, made before any actor starts: a wrong key, an unknown model or a dead endpoint is one clear
+error then, and whether the server gives several choices a call is known. Its replies are kept like all others.
+
+Knows nothing about Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+
+import numpy as np
+
+from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.tasks.base import Task
+from qcrd.teacher.asking import Asker, Leases, Stopped
+from qcrd.teacher.base import Answer, TeacherError
+from qcrd.teacher.build import build_teacher, make_limits
+from qcrd.teacher.cost import Price
+from qcrd.teacher.limits import Grant, Need, Report
+from qcrd.teacher.requests import Wanted, build_call, read_prompt, split_calls
+from qcrd.teacher.store import SampleStore, StoreWriter
+
+MEMORY = "endpoints.json"
+ATTEMPTS = 3
+QUESTIONS = 3
+"""Where the endpoint refuses this many different questions, it is not the question."""
+
+
+def samples_per_request(config: ExperimentConfig, store: SampleStore) -> int | None:
+    """n: as it is set, or as an earlier job found out; None where nobody knows yet."""
+    teacher = config.teacher
+    if teacher.samples_per_request != "auto":
+        return teacher.samples_per_request
+    if teacher.kind in ("simulated", "imported") or teacher.num_samples == 1:
+        return 1
+    if teacher.kind == "vllm":
+        return teacher.num_samples
+    honours_n = json.loads(store.read_text(MEMORY) or "{}").get(_endpoint(config))
+    return None if honours_n is None else teacher.num_samples if honours_n else 1
+
+
+def remember(config: ExperimentConfig, store: SampleStore, honours_n: bool) -> None:
+    """Note beside the store's parts whether this endpoint gives several choices a call."""
+    known = json.loads(store.read_text(MEMORY) or "{}")
+    if known.get(_endpoint(config)) != honours_n:
+        store.write_text(MEMORY, json.dumps({**known, _endpoint(config): honours_n}, indent=1, sort_keys=True) + "\n")
+
+
+def _endpoint(config: ExperimentConfig) -> str:
+    teacher = config.teacher
+    return f"{teacher.base_url or 'OpenAI'} {teacher.model} {teacher.api}"
+
+
+def probe(
+    config: ExperimentConfig, task: Task, wanted: Wanted, missing: np.ndarray, store: SampleStore, spent_usd: float,
+    price: Price | None,
+) -> tuple[int, int]:  # fmt: skip
+    """Make the first call that is missing; returns n for the others, and how many samples it brought.
+
+    Raises `ConfigError` for what the settings have wrong, `Stopped` where the endpoint does not answer or the budget
+    does not suffice.
+    """
+    n = samples_per_request(config, store)
+    calls = split_calls(missing, config.teacher.num_samples if n is None else n)
+    return asyncio.run(_probe(config, task, wanted, calls, store, spent_usd, price, n))
+
+
+async def _probe(
+    config: ExperimentConfig, task: Task, wanted: Wanted, calls: np.ndarray, store: SampleStore, spent_usd: float,
+    price: Price | None, n: int | None,
+) -> tuple[int, int]:  # fmt: skip
+    teacher_config = config.teacher.model_copy(update={"max_attempts": min(ATTEMPTS, config.teacher.max_attempts)})
+    limits = make_limits(teacher_config, spent_usd)
+
+    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+        return limits.lease(needs, reports)
+
+    few_shot = read_prompt(teacher_config, task)
+    teacher = build_teacher(teacher_config, task.STOP, {})
+    try:
+        with StoreWriter(store.place, teacher_config.flush_seconds) as writer:
+            asker = Asker(teacher_config, teacher, writer, Leases(lease), 1, price)
+            refused: TeacherError | None = None
+            for row, first, count in calls[:QUESTIONS].tolist():
+                for samples in sorted({count, 1}, reverse=True):
+                    call = build_call(teacher_config, task, few_shot, wanted.questions[row], first, samples)
+                    try:
+                        answer, attempts = await asker.answer(call)
+                    except TeacherError as error:
+                        refused = _refused(config, error)
+                        continue
+                    asked = asker.keep(answer, attempts, wanted.keys_of(row, first, samples))
+                    return _learnt(config, store, answer, count, samples, n), asked.replies + asked.failures
+            assert refused is not None
+            raise ConfigError(f"teacher: the endpoint refuses these requests: {refused}")
+    finally:
+        await teacher.close()
+
+
+def _refused(config: ExperimentConfig, error: TeacherError) -> TeacherError:
+    """The error where the question may be to blame; raises what the settings, or the endpoint, are to blame for."""
+    teacher = config.teacher
+    if error.status in (401, 403):
+        where = f"file {teacher.api_key_file!r}" if teacher.api_key_file else f"variable {teacher.api_key_env!r}"
+        raise ConfigError(f"teacher.api_key_env: the endpoint refuses the key of {where}: {error}")
+    if error.status == 404:
+        raise ConfigError(f"teacher.model: {teacher.model!r} is not known at {teacher.base_url or 'OpenAI'}: {error}")
+    if error.of_endpoint:
+        raise Stopped(f"the endpoint {teacher.base_url or 'OpenAI'} does not answer: {error}")
+    return error
+
+
+def _learnt(
+    config: ExperimentConfig, store: SampleStore, answer: Answer, wished: int, samples: int, n: int | None
+) -> int:
+    if n is not None:
+        return n
+    if wished == 1:  # a single sample was missing: nothing was learnt, and there is no hurry to
+        return 1
+    honours_n = samples > 1 and len(answer.records) > 1
+    remember(config, store, honours_n)
+    return config.teacher.num_samples if honours_n else 1
