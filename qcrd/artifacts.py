@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,13 @@ class Artifact:
     stage: str
     name: str
     fingerprint: str
+    revision: int = 0
+    """Counts up where the same settings are frozen once more (samples whose errors were asked again)."""
 
     @property
     def path(self) -> Path:
-        return self.root / self.stage / f"{self.name}-{self.fingerprint}"
+        revision = f".r{self.revision}" if self.revision else ""
+        return self.root / self.stage / f"{self.name}-{self.fingerprint}{revision}"
 
     @property
     def working_path(self) -> Path:
@@ -86,6 +89,11 @@ class Artifact:
 
     def is_finished(self) -> bool:
         return (self.path / MARKER).is_file()
+
+    def newest(self) -> Artifact:
+        """The last revision that is finished, else this one."""
+        following = replace(self, revision=self.revision + 1)
+        return following.newest() if self.is_finished() and following.is_finished() else self
 
     def digest(self) -> str:
         """Content digest of a finished artifact: what enters the fingerprints of the stages after it."""

@@ -47,19 +47,35 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
         display.table(title, ["stage", "state", "work or folder"], rows)
 
 
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="ask again for the samples that failed, and just those")]
+AcceptMissing = Annotated[
+    bool, typer.Option("--accept-missing", help="go on without the samples that are missing; nobody is asked")
+]
+
+
 @app.command()
-def run(recipe: Recipe, overrides: Overrides = None) -> None:
+def run(
+    recipe: Recipe, overrides: Overrides = None, retry_errors: RetryErrors = False, accept_missing: AcceptMissing = False
+) -> None:
     """Run what is missing of an experiment, and show where everything lies."""
     config = experiment(recipe, overrides or [])
     from qcrd import pipeline
     from qcrd.console import Display
+    from qcrd.teacher.asking import Stopped
 
     with Display() as display:
         try:
-            finished = pipeline.run(config, display)
+            finished = pipeline.run(config, display, retry_errors, accept_missing)
         except KeyboardInterrupt:
-            display.warn("interrupted; the same command goes on where this one stopped")
+            display.warn("interrupted; what is there is kept, and the same command goes on where this one stopped")
             raise typer.Exit(130) from None
+        except Stopped as stopped:
+            display.warn(f"stopped: {stopped}")
+            display.say(
+                "What was answered is kept in the sample store. The same command asks for what is missing; "
+                "--accept-missing goes on without it."
+            )
+            raise typer.Exit(3) from None
         rows = [[name, artifact.path] for name, artifact in finished.items()]
         rows += [["record", pipeline.record_folder(config)]]
         display.table("Where everything lies", ["what", "path"], rows)

@@ -328,6 +328,14 @@ class ExperimentConfig(Settings):
             raise ValueError("negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder")
         return self
 
+    def identity(self) -> dict[str, Any]:
+        """All that may change a result, as plain data: without paths, hardware, tracking, and how replies are got."""
+        data = self.model_dump(mode="json", exclude={"output", "resources", "tracking", "checkpoint"})
+        data["task"].pop("path")
+        data["teacher"]["imported"].pop("path")
+        data["teacher"] = {key: value for key, value in data["teacher"].items() if key not in TEACHER_MEANS}
+        return data
+
     def uses_discriminator(self) -> bool:
         return self.method == "qcrd" and self.discriminator.enabled
 

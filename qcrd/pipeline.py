@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def _artifact(config: ExperimentConfig, stage: Stage, done: Mapping[str, Artifac
     digests = {name: done[name].digest() for name in stage.inputs}
     name = config.task.name if stage.of_task else config.name
     mark = fingerprint(stage.name, stage.version, stage.settings(config), digests)
-    return Artifact(Path(config.output).resolve(), stage.name, name, mark)
+    return Artifact(Path(config.output).resolve(), stage.name, name, mark).newest()
 
 
 def plan(config: ExperimentConfig) -> list[PlannedStage]:
@@ -130,13 +130,18 @@ def start_ray() -> None:
 
 def record_folder(config: ExperimentConfig) -> Path:
     """Where an experiment's local record lies: one folder for one config, wherever it runs."""
-    hidden = {"output", "resources", "tracking"}
-    key = digest_of(config.model_dump(mode="json", exclude=hidden))[:12]
+    key = digest_of(config.identity())[:12]
     return Path(config.output).resolve() / "records" / f"{config.name}-{key}"
 
 
-def run(config: ExperimentConfig, display: Display) -> dict[str, Artifact]:
-    """Run what is missing. Returns the finished artifacts by stage. Raises `ConfigError` before anything is written."""
+def run(
+    config: ExperimentConfig, display: Display, retry_errors: bool = False, accept_missing: bool = False
+) -> dict[str, Artifact]:
+    """Run what is missing. Returns the finished artifacts by stage. Raises `ConfigError` before anything is written.
+
+    `retry_errors`: a finished samples artifact with error rows gets a new revision, for which they are asked again.
+    `accept_missing`: samples that the store lacks become error rows; nobody is asked.
+    """
     check(config)
     output = Path(config.output).resolve()
     output.mkdir(parents=True, exist_ok=True)
@@ -145,7 +150,7 @@ def run(config: ExperimentConfig, display: Display) -> dict[str, Artifact]:
     record.start(config, {})
     status = "FAILED"
     try:
-        finished = _run_stages(config, display, record, output)
+        finished = _run_stages(config, display, record, output, retry_errors, accept_missing)
         status = "FINISHED"
         return finished
     finally:
@@ -153,21 +158,28 @@ def run(config: ExperimentConfig, display: Display) -> dict[str, Artifact]:
 
 
 def _run_stages(
-    config: ExperimentConfig, display: Display, record: RunRecord, output: Path
-) -> dict[str, Artifact]:
+    config: ExperimentConfig, display: Display, record: RunRecord, output: Path, retry_errors: bool,
+    accept_missing: bool,
+) -> dict[str, Artifact]:  # fmt: skip
     finished: dict[str, Artifact] = {}
     summaries: dict[str, dict[str, Any]] = {}
     recorded = {row["stage"] for row in read_metrics(record.folder)}
     for stage in stages_of(config):
         artifact = _artifact(config, stage, finished)
         assert artifact is not None
+        if retry_errors and stage.name == "samples" and artifact.is_finished() and _errors_of(artifact):
+            artifact = replace(artifact, revision=artifact.revision + 1)
         skipped = artifact.is_finished()
         if skipped:
             display.stage_skipped(stage.name, artifact.path)
         else:
             start_ray()
             inputs = {name: finished[name] for name in stage.inputs}
-            _run_stage(config, stage, artifact, inputs, summaries, display, record, output)
+            run_of_stage = StageRun(
+                config, stage.name, {name: one.path for name, one in inputs.items()}, dict(summaries), artifact.begin(),
+                artifact.fingerprint, output, display, record, retry_errors, accept_missing,
+            )  # fmt: skip
+            _run_stage(run_of_stage, stage, artifact, inputs)
         finished[stage.name] = artifact
         summaries[stage.name] = artifact.marker()["summary"]
         if stage.name == "student" and stage.name not in recorded and skipped:
@@ -178,21 +190,20 @@ def _run_stages(
     return finished
 
 
-def _run_stage(
-    config: ExperimentConfig, stage: Stage, artifact: Artifact, inputs: Mapping[str, Artifact],
-    summaries: Mapping[str, dict[str, Any]], display: Display, record: RunRecord, output: Path,
-) -> None:
-    display.stage_started(stage.name)
+def _errors_of(samples: Artifact) -> int:
+    return samples.marker()["summary"]["errors"]
+
+
+def _run_stage(run: StageRun, stage: Stage, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
+    run.display.stage_started(stage.name)
     started = time.perf_counter()
-    run_of_stage = StageRun(
-        config, stage.name, {name: one.path for name, one in inputs.items()}, dict(summaries), artifact.begin(),
-        artifact.fingerprint, output, display, record,
-    )  # fmt: skip
-    summary = stage.run(run_of_stage)
+    summary = stage.run(run)
     digests = {name: one.digest() for name, one in inputs.items()}
-    artifact.finish(stage.settings(config), digests, summary)
+    artifact.finish(stage.settings(run.config), digests, summary)
     shown = ", ".join(f"{key} {_short(value)}" for key, value in summary.items() if not isinstance(value, dict))
-    display.stage_finished(stage.name, time.perf_counter() - started, shown)
+    run.display.stage_finished(stage.name, time.perf_counter() - started, shown)
+    if stage.name == "samples" and _errors_of(artifact):
+        run.display.warn(f"{_errors_of(artifact)} samples are error rows; --retry-errors asks just those again")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -249,11 +260,29 @@ _HEALTH = {
 
 
 def headline(finished: Mapping[str, Artifact]) -> tuple[list[list[str]], list[str]]:
-    """What a person wants first: the method's health as table rows, and the report's lines of accuracy."""
+    """What a person wants first: the teacher's price, the method's health as table rows, and the lines of accuracy."""
     summary = finished["report"].marker()["summary"]
-    health = [[title, _short(summary[key])] for key, title in _HEALTH.items() if key in summary]
+    health = _teacher_rows(finished["samples"].marker()["summary"]) if "samples" in finished else []
+    if "rationales" in finished:
+        agreement = finished["rationales"].marker()["summary"]["mean_agreement"]
+        health.append(["teacher's mean agreement with its vote (share)", _short(agreement)])
+    health += [[title, _short(summary[key])] for key, title in _HEALTH.items() if key in summary]
     training = finished["student"].marker()["summary"]
     health.append(["iterations, best", f"{training['iterations']}, {training['best_iteration']}"])
     text = (finished["report"].path / "report.md").read_text()
     wanted = ("test accuracy", "untrained", "gain", "- **WARNING**")
     return health, [line for line in text.splitlines() if line.startswith(wanted)]
+
+
+def _teacher_rows(samples: Mapping[str, Any]) -> list[list[str]]:
+    """Tokens, money, rate and errors by kind, as far as they were measured."""
+    rows = []
+    if samples.get("prompt_tokens") or samples.get("completion_tokens"):
+        uncounted = f", {samples['uncounted']} replies without counts" if samples.get("uncounted") else ""
+        rows.append(["teacher tokens, prompt + completion", f"{samples['prompt_tokens']} + {samples['completion_tokens']}{uncounted}"])
+    if "usd" in samples:
+        rows.append(["price of the teacher's samples", f"${samples['usd']:.4f}"])
+    if samples.get("samples_per_second"):
+        rows.append(["samples a second, when they were asked for", f"{samples['samples_per_second']:.1f}"])
+    rows += [[f"teacher samples with {kind}", str(count)] for kind, count in samples.items() if kind.startswith("error ")]
+    return rows

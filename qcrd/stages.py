@@ -11,6 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from qcrd.distill.train import pretrain_judge, run_remotely, train
 from qcrd.evaluate.stage import evaluate
 from qcrd.rationales.consistency import judge_question, statistics
 from qcrd.rationales.training_set import build_examples
-from qcrd.records import Example, Question, Rationale, Sample, Vote, read_rows, write_rows
+from qcrd.records import Example, Question, Rationale, Sample, Vote, iter_rows, read_rows, write_rows
 from qcrd.report.report import write_report
 from qcrd.tasks import get_task, load_questions
 from qcrd.tasks.parsers import get_parser
@@ -49,6 +50,10 @@ class StageRun:
     output: Path
     display: Display
     record: RunRecord
+    retry_errors: bool
+    """Whether samples that failed are asked for again."""
+    accept_missing: bool
+    """Whether samples that are missing become error rows instead of being asked for."""
 
     def on_event(self, event: Event) -> None:
         """Progress and metric rows from wherever the work is done."""
@@ -125,9 +130,9 @@ def _make_samples(run: StageRun) -> Summary:
         run.display.progress(run.name, done, total, text)
 
     task = get_task(run.config.task.name)
-    result = sample(run.config, task, questions, run.output / "store", on_progress)
-    write_rows(run.out / "samples.parquet", Sample, result.samples)
-    return result.summary
+    return sample(
+        run.config, task, questions, run.out / "samples.parquet", on_progress, run.retry_errors, run.accept_missing
+    )
 
 
 # -- rationales ---------------------------------------------------------------------------------------------------
@@ -141,17 +146,15 @@ def _make_rationales(run: StageRun) -> Summary:
     config = run.config
     parse = get_parser(config.teacher.parser, get_task(config.task.name))
     questions = read_rows(run.inputs["questions"] / "questions.parquet", Question)
-    samples: dict[str, list[Sample]] = defaultdict(list)
-    for row in read_rows(run.inputs["samples"] / "samples.parquet", Sample):
-        if row.index < config.rationales.num_samples:
-            samples[row.question_id].append(row)
+    train = {question.id: question for question in questions if question.split == "train"}
     votes: list[Vote] = []
     rationales: list[Rationale] = []
-    for question in questions:
-        if question.split == "train":
-            vote, rows = judge_question(question, samples[question.id], parse, config.rationales.positives)
-            votes.append(vote)
-            rationales += rows
+    samples = iter_rows(run.inputs["samples"] / "samples.parquet", Sample)
+    for id_, rows in groupby(samples, lambda row: row.question_id):  # they lie question by question
+        used = [row for row in rows if row.index < config.rationales.num_samples]
+        vote, judged = judge_question(train[id_], used, parse, config.rationales.positives)
+        votes.append(vote)
+        rationales += judged
     write_rows(run.out / "votes.parquet", Vote, votes)
     write_rows(run.out / "rationales.parquet", Rationale, rationales)
     numbers = statistics(votes, rationales)
@@ -171,7 +174,8 @@ def _show_statistics(run: StageRun, numbers: Summary) -> None:
     rows = [[title, f"{gold[key]:.3f}", f"{voted[key]:.3f}"] for key, title in names.items()]
     run.display.table(
         f"Rationales of {numbers['num_questions']} questions, parse rate {numbers['parse_rate']:.1%}, "
-        f"right {numbers['sample_accuracy']:.1%}, vote right {numbers['vote_accuracy']:.1%}",
+        f"right {numbers['sample_accuracy']:.1%}, vote right {numbers['vote_accuracy']:.1%}, "
+        f"mean agreement {numbers['mean_agreement']:.1%}",
         ["statistic (Table A-2)", "positive = gold answer", "positive = majority"],
         rows,
     )
@@ -310,14 +314,6 @@ def _make_predictions(run: StageRun) -> Summary:
     return evaluate(run.config, run.inputs, run.out, run.on_event)
 
 
-def _report_settings(config: ExperimentConfig) -> dict[str, Any]:
-    hidden = {"output", "resources", "tracking", "checkpoint"}
-    settings = config.model_dump(exclude=hidden)
-    settings["task"].pop("path")
-    settings["teacher"]["imported"].pop("path")
-    return settings
-
-
 def _make_report(run: StageRun) -> Summary:
     return write_report(run.config, run.inputs, run.summaries, run.out)
 
@@ -331,7 +327,7 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
     every = ("questions", *asked, "training_set", *judged, "student", "predictions")
     stages = {
         "questions": Stage("questions", 1, (), _questions_settings, _make_questions, True),
-        "samples": Stage("samples", 1, ("questions",), _samples_settings, _make_samples, True),
+        "samples": Stage("samples", 2, ("questions",), _samples_settings, _make_samples, True),
         "rationales": Stage("rationales", 1, ("questions", "samples"), _rationales_settings, _make_rationales, True),
         "training_set": Stage(
             "training_set", 1, ("questions", *rationales), _training_set_settings, _make_training_set, True
@@ -339,7 +335,7 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         "judge": Stage("judge", 1, ("questions", "rationales"), _judge_settings, _make_judge, True),
         "student": Stage("student", 1, trained, _student_settings, _make_student, False),
         "predictions": Stage("predictions", 2, (*trained, "student"), _predictions_settings, _make_predictions, False),
-        "report": Stage("report", 2, every, _report_settings, _make_report, False),
+        "report": Stage("report", 2, every, ExperimentConfig.identity, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]
 
