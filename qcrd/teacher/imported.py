@@ -16,7 +16,7 @@ from typing import Any
 from qcrd.artifacts import file_digest
 from qcrd.config import ConfigError, ImportedConfig
 from qcrd.records import Question
-from qcrd.teacher.base import Reply, SampleRequest, TeacherError
+from qcrd.teacher.base import Answer, Call, Reply, TeacherError
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,12 @@ class ImportedTeacher:
     def __init__(self, by_question_id: Mapping[str, Sequence[str]]) -> None:
         self._texts = by_question_id
 
-    async def ask(self, request: SampleRequest) -> Reply:
-        texts = self._texts.get(request.question_id, ())
-        if request.index >= len(texts):
-            raise TeacherError("no completion in the imported file", 1)
-        return Reply(text=texts[request.index], finish_reason="imported")
+    async def ask(self, call: Call) -> Answer:
+        texts = self._texts.get(call.question_id, ())
+        found = [texts[index] for index in call.indices if index < len(texts)]
+        if not found:
+            raise TeacherError("no completion in the imported file")
+        return Answer([Reply(text=text, finish_reason="imported") for text in found])
 
     async def close(self) -> None:
         """Nothing is open."""
