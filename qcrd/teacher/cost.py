@@ -149,8 +149,9 @@ class TokenCounter:
         if not texts:
             return []
         encoded = self._tokenizer(
-            list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False
-        )
+            list(texts), add_special_tokens=False, return_attention_mask=False, return_token_type_ids=False,
+            verbose=False,
+        )  # fmt: skip
         return [len(ids) for ids in encoded["input_ids"]]
 
 
@@ -265,11 +266,12 @@ def estimate_cost(
     price = read_price(config)
     several = config.num_samples if config.samples_per_request in ("auto", 1) else config.samples_per_request
     own = 1 if config.samples_per_request == 1 else several
+    most = samples * config.max_tokens
+    calls_by_count = {count: split_calls(missing, count) for count in sorted({1, several})}
     ways: list[Way] = []
     for batch in (False,) if is_free(config) else (False, True):
-        for count in sorted({1, several}):
-            calls = split_calls(missing, count)
-            prompt, most = int(tokens[calls[:, 0]].sum()), samples * config.max_tokens
+        for count, calls in calls_by_count.items():
+            prompt = int(tokens[calls[:, 0]].sum())
             ways.append(
                 Way(
                     samples_per_request=count,
