@@ -22,8 +22,8 @@ from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
 from qcrd.tasks import get_task, load_questions
 from qcrd.tasks.files import is_url
 from qcrd.tasks.parsers import get_parser
-from qcrd.teacher.requests import missing_requests
-from qcrd.teacher.sample import check_teacher
+from qcrd.teacher.build import check_teacher
+from qcrd.teacher.requests import missing_samples
 from qcrd.tracking import RunRecord, read_metrics
 
 RAY_DEFAULTS = {
@@ -104,8 +104,7 @@ def _work(config: ExperimentConfig, stage: str) -> str:
         total = sizes["train"] * config.teacher.num_samples
         if is_url(config.task.path):  # a plan downloads nothing
             return f"at most {total} {what[config.teacher.kind]}"
-        store = Path(config.output).resolve() / "store"
-        missing = missing_requests(config, task, load_questions(task, config.task), store)
+        missing = int(missing_samples(config, task, load_questions(task, config.task)).sum())
         return f"{missing} of {total} {what[config.teacher.kind]}"
     if stage == "judge":
         return f"at most {config.discriminator.max_steps} steps of {config.discriminator.batch_questions} questions"

@@ -199,7 +199,7 @@ class Asker:
         usd = 0.0
         if self._price is not None:
             usd = spent_usd(self._price, prompt, samples * self._config.max_tokens, batch=False)
-        return Need(prompt / 2 + samples * self._tokens_of_reply, usd)
+        return Need(prompt / 4 + samples * self._tokens_of_reply, usd)
 
     def _good(self, need: Need, answer: Answer) -> Outcome:
         replies = [record for record in answer.records if isinstance(record, Reply)]

@@ -27,7 +27,6 @@ from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.tasks.base import Task
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped
-from qcrd.teacher.batch import resume_batches, run_batches
 from qcrd.teacher.build import build_teacher, make_limits
 from qcrd.teacher.cost import Price, read_price
 from qcrd.teacher.freeze import freeze, spent_before
@@ -46,7 +45,7 @@ from qcrd.teacher.requests import (
 from qcrd.teacher.store import SampleStore, StoreError, StoreWriter, question_key, sample_key
 
 OnProgress = Callable[[int, int, Mapping[str, Any]], None]
-MAX_BATCH = 32
+MAX_BATCH, BATCHES_PER_BLOCK, BLOCKS_AT_ONCE = 128, 4, 16
 PASSES_WITHOUT_PROGRESS = 3
 SHOW_SECONDS = 1.0
 logger = logging.getLogger(__name__)
@@ -144,104 +143,108 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
     teacher = job.teacher
     actors = min(teacher.actors, teacher.concurrency)
     slots = -(-teacher.concurrency // actors)
-    batch_size = min(MAX_BATCH, max(1, slots // 2))
+    batch_size = min(MAX_BATCH, max(1, slots // 4))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller shows one
     context.print_on_execution_start = False
     context.max_consecutive_actor_init_deaths = 0
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     table = pa.table({name: calls[:, column] for column, name in enumerate(("question", "first", "count"))})
-    # A block is one call of the actor. Two calls at once, of several batches each, keep all slots busy.
-    rows = 4 * batch_size
+    # A block is one call of the actor. Many at once keep all slots busy while some rows wait to be tried again; a row
+    # that waits holds no slot.
+    rows = BATCHES_PER_BLOCK * batch_size
     blocks = [table.slice(start, rows) for start in range(0, len(table), rows)]
     gpus = teacher.vllm.tensor_parallel_size if teacher.kind == "vllm" else 0
     return ray.data.from_arrow(blocks).map_batches(
         SamplingActor,  # pyright: ignore[reportArgumentType]
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(
-            size=actors, max_concurrent_calls_per_actor=2, max_tasks_in_flight_per_actor=4
+            size=actors, max_concurrent_calls_per_actor=BLOCKS_AT_ONCE, max_tasks_in_flight_per_actor=2 * BLOCKS_AT_ONCE
         ),
         num_cpus=0,
         num_gpus=gpus,
-        max_restarts=0,  # Ray would ask again for all that a dead actor had; a new pass asks for what is missing
+        # Ray would ask again for all that a dead actor had; a new pass asks for what is missing.
+        max_restarts=0,
         fn_constructor_args=(job, limits, data),
         udf_modifying_row_count=False,
     )
 
 
-class _Sampling:
-    """One start of a sampling job: asks for what is missing until nothing is, or until all stops."""
+@dataclass
+class Sampling:
+    """A sampling job in progress."""
 
-    def __init__(
-        self, config: ExperimentConfig, task: Task, questions: Sequence[Question], on_progress: OnProgress
-    ) -> None:
-        self.config, self.task, self.on_progress = config, task, on_progress
-        self.store = SampleStore(store_place(config))
-        self.wanted = wanted_samples(config, task, questions)
-        self.price = read_price(config.teacher)
-        self.asked = 0
-        self.totals: list[Totals] = []
-        self.seconds = 0.0
-        self.imported = read_completions(config.teacher.imported, questions) if config.teacher.kind == "imported" else None
+    config: ExperimentConfig
+    task: Task
+    wanted: Wanted
+    store: SampleStore
+    price: Price | None
+    completions: Mapping[str, Sequence[str]]
+    on_progress: OnProgress
+    asked: int = 0
+    """Samples that got a record in this start."""
+    attempts: int = 0
+    usd: float = 0.0
+    usd_unknown: int = 0
+    seconds: float = 0.0
 
     def run(self, retry_errors: bool) -> None:
-        """Ask. Raises `Stopped` where not all could be asked, `StoreError`, and `ConfigError`."""
-        online = self.config.teacher.mode == "online"
-        without_progress = 0
-        if not online:
-            self._resume_batches()
+        """Ask until nothing is missing. Raises `Stopped`, `StoreError`, and `ConfigError` for what the first call shows.
+
+        With `retry_errors` a sample that failed is missing too, once.
+        """
+        teacher, stalled = self.config.teacher, 0
+        if teacher.mode == "batch":
+            asyncio.run(self._resume_batches())
         while True:
             index = self.store.index()
             missing = missing_mask(self.wanted, index, retry_errors)
-            count = int(missing.sum())
-            if count == 0:
+            if not missing.any():
                 return
             spent = 0.0
-            if self.config.teacher.budget_usd is not None and self.price is not None:
+            if teacher.budget_usd is not None and self.price is not None:
                 spent = spent_before(self.wanted, index, self.price)
-            if self.config.teacher.kind == "openai" and not self.asked:
-                n = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price)
-                missing &= missing_mask(self.wanted, self.store.index(), retry_errors)
-            else:
-                n = samples_per_request(self.config, self.store) or 1
+            n = samples_per_request(self.config, self.store) or 1
+            if teacher.kind == "openai" and not self.asked:
+                n, asked = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price)
+                self.asked += asked
+                missing &= ~self.store.index().answered(self.wanted.keys)
             calls = split_calls(missing, n)
+            if teacher.mode == "batch":
+                asyncio.run(self._run_batches(calls, spent))
+                return
             before = self.asked
             try:
-                if online:
-                    self._ask(calls, spent)
-                else:
-                    self._run_batches(calls, spent)
+                self._pass(calls, spent)
                 return
             except ray.exceptions.RayTaskError:
                 raise
             except ray.exceptions.RayError as error:
-                without_progress = 0 if self.asked > before else without_progress + 1
-                if without_progress == PASSES_WITHOUT_PROGRESS:
+                stalled = stalled + 1 if self.asked == before else 0
+                if stalled == PASSES_WITHOUT_PROGRESS:
                     raise
-                logger.warning("a sampling actor died (%s); what is missing is asked for again", type(error).__name__)
+                logger.warning("sampling lost an actor (%s); what is missing is asked for", type(error).__name__)
 
-    def _ask(self, calls: np.ndarray, spent_usd: float) -> None:
-        """One pass on Ray Data."""
+    def _pass(self, calls: np.ndarray, spent_usd: float) -> None:
+        """Make the calls on Ray Data. Raises `RayError` where an actor dies, `Stopped` where the limits say so."""
+        if len(calls) == 0:
+            return
         teacher = self.config.teacher
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        actors = min(teacher.actors, teacher.concurrency)
-        limits = (
-            ray.remote(LimitsActor).options(num_cpus=0, scheduling_strategy=here).remote(teacher, spent_usd, actors)
-        )
-        job = Job(
-            teacher, self.task.NAME, read_prompt(teacher, self.task), self.wanted.identity, self.store.place, self.price
-        )
+        limits = ray.remote(LimitsActor).options(num_cpus=0, scheduling_strategy=here).remote(teacher, spent_usd)
+        few_shot = read_prompt(teacher, self.task)
+        job = Job(teacher, self.task.NAME, few_shot, self.wanted.identity, self.store.place, self.price)
         rows = self.wanted.questions
         table = pa.table({name: [getattr(row, name) for row in rows] for name in ("id", "text", "label", "facts")})
-        completions = self.imported.by_question_id if self.imported is not None else {}
-        dataset = _calls_dataset(calls, job, limits, [ray.put(table), ray.put(completions)])
         started = time.perf_counter()
         try:
-            self._watch(dataset, limits, started)
+            self._watch(_calls_dataset(calls, job, limits, [ray.put(table), ray.put(self.completions)]), limits, started)
         finally:
             self.seconds += time.perf_counter() - started
         reason, totals = ray.get(limits.state.remote())
-        self.totals.append(totals)
+        self.attempts += totals.attempts
+        self.usd += totals.usd
+        self.usd_unknown += totals.usd_unknown
         if reason:
             raise Stopped(reason)
 
