@@ -1,0 +1,425 @@
+"""Batch mode (`teacher.mode=batch`): requests go up as files, replies come down within a day, at half the price.
+
+Each batch has a small file in the sample store, `batch-<digest>.json`, that says all that is needed to finish it:
+
+    submitting   written before the batch is asked for; there may be one, or not
+    in_flight    its id is known; it is polled until it has ended
+    done         its replies are in the store, durable; what did not come back is missing and is asked for anew
+    failed       it was never made, or the endpoint refused it; nothing was paid, all of it is missing
+
+So a process may end at any moment: the next start looks for a batch that was asked for before it believes that there is
+none, and downloads again what it cannot know to be kept (the store tells identical lines apart from new ones). States
+of another endpoint or route are left alone. This module knows nothing about Ray, tasks, questions, budgets, or why a
+sample is wanted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
+
+from openai.types import Batch
+
+from qcrd.config import ConfigError, TeacherConfig
+from qcrd.teacher.base import Call, Failure, Record, TeacherError
+from qcrd.teacher.batch_endpoint import BatchEndpoint
+from qcrd.teacher.openai_client import read_replies, request_body, status_error
+from qcrd.teacher.store import SampleStore, StoreError, StoreWriter
+
+logger = logging.getLogger(__name__)
+
+OnProgress = Callable[[int], None]
+"""Told how many samples have come back (replies and failures) since the call began."""
+_ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
+_QUEUE_FULL = "token_limit_exceeded"
+
+
+@dataclass
+class BatchSummary:
+    """Counts of one call. Batches: `submitted` now, `adopted` (an earlier start asked for it and never knew its id),
+    `resumed` (its id was known). Samples: `replies`, `failures` (error rows), `missing` (of batches that ended; asked
+    for by a later start). Lines of results: `malformed`, and `unknown` (asked for by nobody). `errors` by kind."""
+
+    submitted: int = 0
+    adopted: int = 0
+    resumed: int = 0
+    replies: int = 0
+    failures: int = 0
+    missing: int = 0
+    malformed: int = 0
+    unknown: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def batches(self) -> int:
+        return self.submitted + self.adopted + self.resumed
+
+
+async def run_batches(
+    config: TeacherConfig, stop: Sequence[str], store: SampleStore, writer: StoreWriter,
+    calls: Iterable[tuple[Call, Sequence[bytes]]], on_progress: OnProgress,
+) -> BatchSummary:  # fmt: skip
+    """Ask for calls, each with the store keys of its samples, and wait until all have come back or failed.
+
+    All files are sent up before the first is waited for; one file is in memory at a time. Raises `TeacherError` where
+    the endpoint refuses (a wrong key, an unknown batch), and, when all others have ended, for batches that it refused.
+    """
+    run = _Run(config, store, writer, on_progress, buys=True)
+    try:
+        for file in _input_files(config, stop, run.endpoint.route, calls):
+            await run.submit(file)
+        return await run.follow()
+    finally:
+        await run.endpoint.close()
+
+
+async def resume_batches(
+    config: TeacherConfig, store: SampleStore, writer: StoreWriter, on_progress: OnProgress
+) -> BatchSummary:
+    """Finish what earlier starts left in flight at this endpoint. Buys nothing and needs no key where there is none.
+
+    A batch that was asked for and is not there is given up, and what was in it is missing.
+    """
+    names = [name for name in store.names("batch-", ".json") if (state := _read(store, name)) and state.is_live]
+    if not names:
+        return BatchSummary()
+    run = _Run(config, store, writer, on_progress, buys=False)
+    try:
+        for name in names:
+            await run.take_up(name)
+        return await run.follow()
+    finally:
+        await run.endpoint.close()
+
+
+# -- what is sent up ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _InputFile:
+    """One file of requests. `requests`: custom_id → the keys of its samples, in hex."""
+
+    content: bytes
+    digest: str
+    requests: dict[str, list[str]]
+
+
+def _input_files(
+    config: TeacherConfig, stop: Sequence[str], route: str, calls: Iterable[tuple[Call, Sequence[bytes]]]
+) -> Iterator[_InputFile]:
+    """Files of at most `batch.max_requests` requests and `batch.max_bytes` bytes."""
+    lines: list[bytes] = []
+    requests: dict[str, list[str]] = {}
+    size = 0
+    for call, keys in calls:
+        custom_id = keys[0].hex()
+        body = request_body(config, stop, call)
+        request = {"custom_id": custom_id, "method": "POST", "url": route, "body": body}
+        line = json.dumps(request, sort_keys=True).encode() + b"\n"  # ASCII, as not all take U+2028 for a letter
+        if len(line) > config.batch.max_bytes:
+            raise ConfigError(
+                f"teacher.batch.max_bytes: {config.batch.max_bytes} is too small: "
+                f"the request of question {call.question_id} has {len(line)} bytes"
+            )
+        if custom_id in requests:
+            raise ValueError(f"question {call.question_id}: sample {call.indices[0]} is asked for twice")
+        if len(lines) == config.batch.max_requests or size + len(line) > config.batch.max_bytes:
+            yield _input_file(lines, requests)
+            lines, requests, size = [], {}, 0
+        lines.append(line)
+        requests[custom_id] = [key.hex() for key in keys]
+        size += len(line)
+    if lines:
+        yield _input_file(lines, requests)
+
+
+def _input_file(lines: Sequence[bytes], requests: dict[str, list[str]]) -> _InputFile:
+    content = b"".join(lines)
+    return _InputFile(content, hashlib.sha256(content).hexdigest(), requests)
+
+
+# -- what is remembered -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _State:
+    """What the store says of one batch. `created`: Unix time at which it was asked for. `requests` is there while the
+    batch is live; `output_file` and `error_file` when it has ended, for whoever wants to look into them again."""
+
+    state: Literal["submitting", "in_flight", "done", "failed"]
+    base_url: str
+    api: str
+    digest: str
+    submission: str
+    created: float
+    input_file: str
+    requests: dict[str, list[str]]
+    batch: str | None = None
+    status: str | None = None
+    output_file: str | None = None
+    error_file: str | None = None
+    reason: str | None = None
+
+    @property
+    def num_samples(self) -> int:
+        return sum(map(len, self.requests.values()))
+
+    @property
+    def is_live(self) -> bool:
+        return self.state in ("submitting", "in_flight")
+
+
+def _read(store: SampleStore, name: str) -> _State | None:
+    text = store.read_text(name)
+    if text is None:
+        return None
+    try:
+        return _State(**json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise StoreError(f"{store.place}/{name} is not the state of a batch: {error}") from None
+
+
+# -- the work -----------------------------------------------------------------------------------------------------
+
+
+class _Run:
+    """Batches of one endpoint under way, by the names of their states."""
+
+    def __init__(
+        self, config: TeacherConfig, store: SampleStore, writer: StoreWriter, on_progress: OnProgress, buys: bool
+    ) -> None:
+        self._config, self._store, self._writer, self._on_progress = config, store, writer, on_progress
+        self._buys = buys
+        self.endpoint = BatchEndpoint(config)
+        self._summary = BatchSummary()
+        self._flying: dict[str, str] = {}
+        self._put_off: list[str] = []
+        self._last_try: str | None = None
+        self._refused: list[str] = []
+        self._told: dict[str, str] = {}
+
+    async def submit(self, file: _InputFile) -> None:
+        """Send a file up and ask for its batch, unless that very batch is under way."""
+        place = hashlib.sha256(f"{self.endpoint.base_url} {file.digest}".encode()).hexdigest()
+        name = f"batch-{place[:32]}.json"
+        await self.take_up(name)
+        if name in self._flying:
+            return
+        state = _State(
+            "submitting", self.endpoint.base_url, self._config.api, file.digest, submission="", created=0.0,
+            input_file=await self.endpoint.upload(f"qcrd-{file.digest[:32]}.jsonl", file.content),
+            requests=file.requests,
+        )  # fmt: skip
+        await self._create(name, state)
+
+    async def take_up(self, name: str) -> None:
+        """Go on with the batch of a live state of this endpoint, if it is there."""
+        state = _read(self._store, name)
+        if state is None or not state.is_live:
+            return
+        if (state.base_url, state.api) != (self.endpoint.base_url, self._config.api):
+            logger.info("%s is a batch of %s (%s): left alone", name, state.base_url, state.api)
+            return
+        if state.batch is not None:
+            self._summary.resumed += 1
+            self._flying[name] = state.batch
+            return
+        try:
+            batch = await self.endpoint.find(state.input_file, state.submission, since=state.created)
+            if batch is None:
+                await self.endpoint.delete(state.input_file)  # from now on it cannot come into being
+                batch = await self.endpoint.find(state.input_file, state.submission, since=0.0)
+        except TeacherError as error:
+            raise _explained(error, name) from None
+        if batch is None:
+            self._summary.missing += state.num_samples
+            self._end(name, state, state="failed", reason="never created")
+            return
+        self._summary.adopted += 1
+        self._fly(name, state, batch)
+
+    async def _create(self, name: str, state: _State) -> None:
+        state = replace(state, state="submitting", batch=None, submission=uuid.uuid4().hex, created=time.time())
+        self._write(name, state)
+        try:
+            batch = await self.endpoint.create(state.input_file, state.digest, state.submission)
+        except TeacherError as error:
+            if not error.billed:
+                self._end(name, state, state="failed", reason=str(error))
+            raise
+        self._summary.submitted += 1
+        self._fly(name, state, batch)
+
+    def _fly(self, name: str, state: _State, batch: str) -> None:
+        self._write(name, replace(state, state="in_flight", batch=batch))
+        self._flying[name] = batch
+
+    async def follow(self) -> BatchSummary:
+        """Poll all that is under way until it has ended."""
+        while self._flying:
+            ended = [name for name in list(self._flying) if await self._look(name)]
+            self._on_progress(self._summary.replies + self._summary.failures)
+            if self._put_off and (ended or not self._flying):
+                await self._try_again(self._put_off.pop(0))
+            if self._flying:
+                await asyncio.sleep(self._config.batch.poll_seconds)
+        if self._refused:
+            raise TeacherError("; ".join(self._refused), of_endpoint=True)
+        return self._summary
+
+    async def _look(self, name: str) -> bool:
+        """Look at a batch, and take what it brings if it has ended. Whether that made room for another."""
+        try:
+            return await self._take(name, await self.endpoint.retrieve(self._flying[name]))
+        except TeacherError as error:
+            raise _explained(error, name) from None
+
+    async def _take(self, name: str, batch: Batch) -> bool:
+        completed, failed, total = _counts(batch)
+        told = f"batch {batch.id}: {batch.status}, {completed + failed} of {total} requests"
+        if self._told.get(name) != told:
+            self._told[name] = told
+            logger.info(told)
+        if batch.status not in _ENDED:
+            return False
+        if batch.status == "completed" and completed and not batch.output_file_id:
+            logger.warning("%s, but no file of them is named yet", told)
+            return False
+        if batch.status != "failed" or batch.output_file_id:
+            await self._collect(name, batch)
+        elif _is_put_off(batch) and self._buys and name != self._last_try:
+            self._put_off.append(name)
+        else:
+            self._refuse(name, batch)
+        del self._flying[name]
+        return batch.status != "failed"
+
+    async def _try_again(self, name: str) -> None:
+        """Ask again for a batch for which the endpoint's queue was too full. Where it is too full for this one alone,
+        it always will be."""
+        self._last_try = None if self._flying else name
+        state = self._state(name)
+        logger.warning("%s: the endpoint's queue was full; the batch is asked for again", name)
+        await self._create(name, state)
+
+    def _refuse(self, name: str, batch: Batch) -> None:
+        state = self._state(name)
+        errors = _errors(batch)
+        told = "; ".join(f"{error.get('message') or error.get('code')} (line {error.get('line')})" for error in errors)
+        told = told.replace(" (line None)", "") or "the endpoint does not say why"
+        reason = self.endpoint.safe(f"batch {batch.id} was refused: {told}")
+        logger.warning(reason)
+        if self._buys or not _is_put_off(batch):
+            self._refused.append(reason)
+        self._summary.errors["batch refused"] += 1
+        self._summary.missing += state.num_samples
+        self._end(name, state, state="failed", status=batch.status, reason=reason)
+
+    async def _collect(self, name: str, batch: Batch) -> None:
+        """Keep what an ended batch brought, and only then say so."""
+        state = self._state(name)
+        waiting = dict(state.requests)
+        kept = 0
+        for file_id in (batch.output_file_id, batch.error_file_id):
+            if file_id:
+                with tempfile.TemporaryFile() as stream:
+                    await self.endpoint.download(file_id, stream)
+                    kept += sum(self._keep(line, waiting) for line in stream if line.strip())
+        self._writer.flush()
+        missing = state.num_samples - kept
+        self._summary.missing += missing
+        if missing:
+            logger.warning("batch %s: %s, %d samples did not come back", batch.id, batch.status, missing)
+        self._end(
+            name, state, state="done", status=batch.status,
+            output_file=batch.output_file_id, error_file=batch.error_file_id,
+        )  # fmt: skip
+
+    def _keep(self, line: bytes, waiting: dict[str, list[str]]) -> int:
+        """Write the samples of a line of results to the store; how many they are."""
+        try:
+            data = json.loads(line)
+            keys = waiting.pop(data["custom_id"], None)
+        except (ValueError, TypeError, KeyError):
+            self._summary.malformed += 1
+            return 0
+        if keys is None:
+            self._summary.unknown += 1
+            return 0
+        try:
+            records: list[Record] = [*_replies(data, len(keys))]
+            self._summary.replies += len(records)
+        except TeacherError as error:
+            reason = self.endpoint.safe(str(error))
+            kind = reason.split(":")[0]
+            self._summary.errors[kind] += 1
+            self._summary.malformed += kind == "malformed"
+            if error.retryable or error.of_endpoint:  # not this request's fault
+                return 0
+            records = [Failure(reason, error.status, attempts=1)] * len(keys)
+            self._summary.failures += len(records)
+        self._writer.write([(bytes.fromhex(key), record) for key, record in zip(keys, records, strict=False)])
+        return len(records)
+
+    def _state(self, name: str) -> _State:
+        state = _read(self._store, name)
+        if state is None:
+            raise StoreError(f"{self._store.place}/{name} has gone")
+        return state
+
+    def _write(self, name: str, state: _State) -> None:
+        self._store.write_text(name, json.dumps(asdict(state)))
+
+    def _end(self, name: str, before: _State, **changes: Any) -> None:
+        """A small record remains."""
+        self._write(name, replace(before, requests={}, **changes))
+
+
+def _explained(error: TeacherError, name: str) -> TeacherError:
+    """What to do about a batch of which the endpoint knows nothing, or says nothing."""
+    if error.status in (401, 403):
+        return error
+    reason = f"{error}; {name} in the sample store says what is known; delete that file only to give the batch up"
+    return TeacherError(reason, error.status, of_endpoint=True)
+
+
+def _counts(batch: Batch) -> tuple[int, int, int]:
+    """How many requests were completed, failed, and are there; endpoints may leave any of them out."""
+    counts = batch.model_dump(warnings=False).get("request_counts") or {}
+    return counts.get("completed") or 0, counts.get("failed") or 0, counts.get("total") or 0
+
+
+def _errors(batch: Batch) -> list[dict[str, Any]]:
+    """What is wrong with a batch that was refused."""
+    errors = batch.model_dump(warnings=False).get("errors")
+    found = errors.get("data") if isinstance(errors, dict) else errors
+    return [error if isinstance(error, dict) else {"message": str(error)} for error in found or []]
+
+
+def _is_put_off(batch: Batch) -> bool:
+    """Whether a batch was refused only because too much else waits at the endpoint."""
+    return any(error.get("code") == _QUEUE_FULL for error in _errors(batch))
+
+
+def _replies(data: dict[str, Any], most: int) -> list[Record]:
+    """The replies in a line of results. Raises `TeacherError` where it has none."""
+    response, error = data.get("response"), data.get("error")
+    if not isinstance(response, dict):  # it was never asked: the batch ended first, for instance
+        if not isinstance(error, dict):
+            raise TeacherError(f"malformed: neither response nor error in {data}", retryable=True)
+        raise TeacherError(f"{error.get('code') or 'error'}: {error.get('message')}", retryable=True)
+    status, body = response.get("status_code"), response.get("body")
+    if not isinstance(status, int):
+        raise TeacherError(f"malformed: no status in {data}", retryable=True)
+    if status != 200:
+        raise status_error(status, json.dumps(body or {"error": error}), {})
+    return [replace(reply, batch=True) for reply in read_replies(json.dumps(body), most)]
