@@ -23,16 +23,16 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from openai.types import Batch
 
-from qcrd.config import ConfigError, TeacherConfig
+from qcrd.config import TeacherConfig
 from qcrd.teacher.base import Call, Failure, Record, TeacherError
-from qcrd.teacher.batch_endpoint import BatchEndpoint
-from qcrd.teacher.openai_client import read_replies, request_body, status_error
+from qcrd.teacher.batch_endpoint import BatchEndpoint, errors_of, queue_was_full, request_counts
+from qcrd.teacher.batch_files import InputFile, input_files, read_result
 from qcrd.teacher.store import SampleStore, StoreError, StoreWriter
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,6 @@ logger = logging.getLogger(__name__)
 OnProgress = Callable[[int], None]
 """Told how many samples have come back (replies and failures) since the call began."""
 _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
-_QUEUE_FULL = "token_limit_exceeded"
 
 
 @dataclass
@@ -75,7 +74,7 @@ async def run_batches(
     """
     run = _Run(config, store, writer, on_progress, buys=True)
     try:
-        for file in _input_files(config, stop, run.endpoint.route, calls):
+        for file in input_files(config, stop, run.endpoint.route, calls):
             await run.submit(file)
         return await run.follow()
     finally:
@@ -99,52 +98,6 @@ async def resume_batches(
         return await run.follow()
     finally:
         await run.endpoint.close()
-
-
-# -- what is sent up ----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _InputFile:
-    """One file of requests. `requests`: custom_id → the keys of its samples, in hex."""
-
-    content: bytes
-    digest: str
-    requests: dict[str, list[str]]
-
-
-def _input_files(
-    config: TeacherConfig, stop: Sequence[str], route: str, calls: Iterable[tuple[Call, Sequence[bytes]]]
-) -> Iterator[_InputFile]:
-    """Files of at most `batch.max_requests` requests and `batch.max_bytes` bytes."""
-    lines: list[bytes] = []
-    requests: dict[str, list[str]] = {}
-    size = 0
-    for call, keys in calls:
-        custom_id = keys[0].hex()
-        body = request_body(config, stop, call)
-        request = {"custom_id": custom_id, "method": "POST", "url": route, "body": body}
-        line = json.dumps(request, sort_keys=True).encode() + b"\n"  # ASCII, as not all take U+2028 for a letter
-        if len(line) > config.batch.max_bytes:
-            raise ConfigError(
-                f"teacher.batch.max_bytes: {config.batch.max_bytes} is too small: "
-                f"the request of question {call.question_id} has {len(line)} bytes"
-            )
-        if custom_id in requests:
-            raise ValueError(f"question {call.question_id}: sample {call.indices[0]} is asked for twice")
-        if len(lines) == config.batch.max_requests or size + len(line) > config.batch.max_bytes:
-            yield _input_file(lines, requests)
-            lines, requests, size = [], {}, 0
-        lines.append(line)
-        requests[custom_id] = [key.hex() for key in keys]
-        size += len(line)
-    if lines:
-        yield _input_file(lines, requests)
-
-
-def _input_file(lines: Sequence[bytes], requests: dict[str, list[str]]) -> _InputFile:
-    content = b"".join(lines)
-    return _InputFile(content, hashlib.sha256(content).hexdigest(), requests)
 
 
 # -- what is remembered -------------------------------------------------------------------------------------------
@@ -202,12 +155,12 @@ class _Run:
         self.endpoint = BatchEndpoint(config)
         self._summary = BatchSummary()
         self._flying: dict[str, str] = {}
-        self._put_off: list[str] = []
+        self._put_off: dict[str, str] = {}
         self._last_try: str | None = None
         self._refused: list[str] = []
         self._told: dict[str, str] = {}
 
-    async def submit(self, file: _InputFile) -> None:
+    async def submit(self, file: InputFile) -> None:
         """Send a file up and ask for its batch, unless that very batch is under way."""
         place = hashlib.sha256(f"{self.endpoint.base_url} {file.digest}".encode()).hexdigest()
         name = f"batch-{place[:32]}.json"
@@ -234,10 +187,10 @@ class _Run:
             self._flying[name] = state.batch
             return
         try:
-            batch = await self.endpoint.find(state.input_file, state.submission, since=state.created)
+            batch = await self.endpoint.find(state.input_file, state.submission)
             if batch is None:
                 await self.endpoint.delete(state.input_file)  # from now on it cannot come into being
-                batch = await self.endpoint.find(state.input_file, state.submission, since=0.0)
+                batch = await self.endpoint.find_now(state.input_file, state.submission)
         except TeacherError as error:
             raise _explained(error, name) from None
         if batch is None:
@@ -269,7 +222,7 @@ class _Run:
             ended = [name for name in list(self._flying) if await self._look(name)]
             self._on_progress(self._summary.replies + self._summary.failures)
             if self._put_off and (ended or not self._flying):
-                await self._try_again(self._put_off.pop(0))
+                await self._try_again()
             if self._flying:
                 await asyncio.sleep(self._config.batch.poll_seconds)
         if self._refused:
@@ -284,7 +237,7 @@ class _Run:
             raise _explained(error, name) from None
 
     async def _take(self, name: str, batch: Batch) -> bool:
-        completed, failed, total = _counts(batch)
+        completed, failed, total = request_counts(batch)
         told = f"batch {batch.id}: {batch.status}, {completed + failed} of {total} requests"
         if self._told.get(name) != told:
             self._told[name] = told
@@ -294,39 +247,42 @@ class _Run:
         if batch.status == "completed" and completed and not batch.output_file_id:
             logger.warning("%s, but no file of them is named yet", told)
             return False
-        if batch.status != "failed" or batch.output_file_id:
-            await self._collect(name, batch)
-        elif _is_put_off(batch) and self._buys and name != self._last_try:
-            self._put_off.append(name)
+        state = self._state(name, batch.id)
+        if state is None:
+            pass
+        elif batch.status != "failed" or batch.output_file_id:
+            await self._collect(name, state, batch)
+        elif queue_was_full(batch) and self._buys and name != self._last_try:
+            self._put_off[name] = batch.id
         else:
-            self._refuse(name, batch)
+            self._refuse(name, state, batch)
         del self._flying[name]
         return batch.status != "failed"
 
-    async def _try_again(self, name: str) -> None:
+    async def _try_again(self) -> None:
         """Ask again for a batch for which the endpoint's queue was too full. Where it is too full for this one alone,
         it always will be."""
+        name = next(iter(self._put_off))
+        state = self._state(name, self._put_off.pop(name))
         self._last_try = None if self._flying else name
-        state = self._state(name)
-        logger.warning("%s: the endpoint's queue was full; the batch is asked for again", name)
-        await self._create(name, state)
+        if state is not None:
+            logger.warning("%s: the endpoint's queue was full; the batch is asked for again", name)
+            await self._create(name, state)
 
-    def _refuse(self, name: str, batch: Batch) -> None:
-        state = self._state(name)
-        errors = _errors(batch)
+    def _refuse(self, name: str, state: _State, batch: Batch) -> None:
+        errors = errors_of(batch)
         told = "; ".join(f"{error.get('message') or error.get('code')} (line {error.get('line')})" for error in errors)
         told = told.replace(" (line None)", "") or "the endpoint does not say why"
         reason = self.endpoint.safe(f"batch {batch.id} was refused: {told}")
         logger.warning(reason)
-        if self._buys or not _is_put_off(batch):
+        if self._buys or not queue_was_full(batch):
             self._refused.append(reason)
         self._summary.errors["batch refused"] += 1
         self._summary.missing += state.num_samples
         self._end(name, state, state="failed", status=batch.status, reason=reason)
 
-    async def _collect(self, name: str, batch: Batch) -> None:
+    async def _collect(self, name: str, state: _State, batch: Batch) -> None:
         """Keep what an ended batch brought, and only then say so."""
-        state = self._state(name)
         waiting = dict(state.requests)
         kept = 0
         for file_id in (batch.output_file_id, batch.error_file_id):
@@ -356,7 +312,7 @@ class _Run:
             self._summary.unknown += 1
             return 0
         try:
-            records: list[Record] = [*_replies(data, len(keys))]
+            records: list[Record] = [*read_result(data, len(keys))]
             self._summary.replies += len(records)
         except TeacherError as error:
             reason = self.endpoint.safe(str(error))
@@ -370,11 +326,10 @@ class _Run:
         self._writer.write([(bytes.fromhex(key), record) for key, record in zip(keys, records, strict=False)])
         return len(records)
 
-    def _state(self, name: str) -> _State:
+    def _state(self, name: str, batch: str) -> _State | None:
+        """The live state of a batch; None where another process has dealt with it meanwhile."""
         state = _read(self._store, name)
-        if state is None:
-            raise StoreError(f"{self._store.place}/{name} has gone")
-        return state
+        return state if state is not None and state.is_live and state.batch == batch else None
 
     def _write(self, name: str, state: _State) -> None:
         self._store.write_text(name, json.dumps(asdict(state)))
@@ -390,36 +345,3 @@ def _explained(error: TeacherError, name: str) -> TeacherError:
         return error
     reason = f"{error}; {name} in the sample store says what is known; delete that file only to give the batch up"
     return TeacherError(reason, error.status, of_endpoint=True)
-
-
-def _counts(batch: Batch) -> tuple[int, int, int]:
-    """How many requests were completed, failed, and are there; endpoints may leave any of them out."""
-    counts = batch.model_dump(warnings=False).get("request_counts") or {}
-    return counts.get("completed") or 0, counts.get("failed") or 0, counts.get("total") or 0
-
-
-def _errors(batch: Batch) -> list[dict[str, Any]]:
-    """What is wrong with a batch that was refused."""
-    errors = batch.model_dump(warnings=False).get("errors")
-    found = errors.get("data") if isinstance(errors, dict) else errors
-    return [error if isinstance(error, dict) else {"message": str(error)} for error in found or []]
-
-
-def _is_put_off(batch: Batch) -> bool:
-    """Whether a batch was refused only because too much else waits at the endpoint."""
-    return any(error.get("code") == _QUEUE_FULL for error in _errors(batch))
-
-
-def _replies(data: dict[str, Any], most: int) -> list[Record]:
-    """The replies in a line of results. Raises `TeacherError` where it has none."""
-    response, error = data.get("response"), data.get("error")
-    if not isinstance(response, dict):  # it was never asked: the batch ended first, for instance
-        if not isinstance(error, dict):
-            raise TeacherError(f"malformed: neither response nor error in {data}", retryable=True)
-        raise TeacherError(f"{error.get('code') or 'error'}: {error.get('message')}", retryable=True)
-    status, body = response.get("status_code"), response.get("body")
-    if not isinstance(status, int):
-        raise TeacherError(f"malformed: no status in {data}", retryable=True)
-    if status != 200:
-        raise status_error(status, json.dumps(body or {"error": error}), {})
-    return [replace(reply, batch=True) for reply in read_replies(json.dumps(body), most)]

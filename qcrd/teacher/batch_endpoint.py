@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 MAX_BACKOFF_SECONDS = 60.0
 _PAGE = 100
+_QUEUE_FULL = "token_limit_exceeded"
 _T = TypeVar("_T")
 
 
@@ -82,7 +83,7 @@ class BatchEndpoint:
             nonlocal unsure
             if unsure:
                 try:
-                    found = await self.find(file_id, submission, since=time.time())
+                    found = await self.find(file_id, submission)
                 except TeacherError as error:
                     error.billed = True
                     raise
@@ -97,18 +98,20 @@ class BatchEndpoint:
 
         return await self._patiently(attempt)
 
-    async def find(self, file_id: str, submission: str, since: float) -> str | None:
-        """The id of the batch that was asked for at `since` (Unix time) or before. That there is none is said only
-        when `teacher.timeout_seconds` have passed since then. Failed batches cost nothing and do not count."""
-        wait_until = min(since, time.time()) + self._settle_seconds
-        while (found := await self._listed(file_id, submission)) is None:
-            left = wait_until - time.time()
+    async def find(self, file_id: str, submission: str) -> str | None:
+        """The id of a batch that was asked for some time before now. That there is none is said only after
+        `teacher.timeout_seconds`."""
+        wait_until = time.monotonic() + self._settle_seconds
+        logger.warning("looking for a batch of %s: how its creation ended is not known", file_id)
+        while (found := await self.find_now(file_id, submission)) is None:
+            left = wait_until - time.monotonic()
             if left <= 0:
                 return None
             await asyncio.sleep(min(self._poll_seconds, left))
         return found
 
-    async def _listed(self, file_id: str, submission: str) -> str | None:
+    async def find_now(self, file_id: str, submission: str) -> str | None:
+        """The same, looked for once, through all pages. Failed batches cost nothing and do not count."""
         after, seen = "", set[str]()
         while after not in seen:
             seen.add(after)
@@ -191,6 +194,24 @@ class BatchEndpoint:
             raise TeacherError(reason, retryable=True, of_endpoint=True) from None
         except json.JSONDecodeError:
             raise TeacherError(f"{what}: malformed: the answer is not JSON", 200, retryable=True) from None
+
+
+def request_counts(batch: Batch) -> tuple[int, int, int]:
+    """How many requests were completed, failed, and are there; endpoints may leave any of them out."""
+    counts = batch.model_dump(warnings=False).get("request_counts") or {}
+    return counts.get("completed") or 0, counts.get("failed") or 0, counts.get("total") or 0
+
+
+def errors_of(batch: Batch) -> list[dict[str, Any]]:
+    """What is wrong with a batch that was refused."""
+    errors = batch.model_dump(warnings=False).get("errors")
+    found = errors.get("data") if isinstance(errors, dict) else errors
+    return [error if isinstance(error, dict) else {"message": str(error)} for error in found or []]
+
+
+def queue_was_full(batch: Batch) -> bool:
+    """Whether a batch was refused only because too much else waits at the endpoint."""
+    return any(error.get("code") == _QUEUE_FULL for error in errors_of(batch))
 
 
 def _warn(state: RetryCallState) -> None:

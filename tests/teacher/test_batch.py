@@ -200,8 +200,29 @@ def test_a_kill_neither_loses_nor_buys_twice(
         resumed, run = start(settings(server.base_url), tmp_path, calls)
         assert start(config, tmp_path, calls) == (BatchSummary(), BatchSummary())
     assert how(resumed, run)
+    if hold == ("POST", "/batches", "before"):
+        assert "file-1" not in server.files  # the creation could not take effect any more
     assert records(tmp_path, calls) == [*expected(calls)[:6], *[Failure("status 400: too long", 400, 1)] * 2]
     assert set(server.paid.values()) == {1} and len(server.paid) == 4
+
+
+def test_a_batch_that_is_under_way_is_not_sent_again(tmp_path: Path):
+    calls = make_calls(2)
+
+    async def both_at_once(config: TeacherConfig) -> list[BatchSummary]:
+        store = SampleStore(tmp_path)
+        with StoreWriter(tmp_path, 60) as writer:
+            first = asyncio.create_task(run_batches(config, STOP, store, writer, calls, lambda done: None))
+            while server.asked["GET /batches/batch_1"] == 0:
+                await asyncio.sleep(0.01)
+            second = run_batches(config, STOP, store, writer, calls, lambda done: None)
+            return list(await asyncio.gather(first, second))
+
+    with loopback_batches(polls=20) as server:
+        first, second = asyncio.run(both_at_once(settings(server.base_url)))
+    assert (first.submitted, second.resumed, second.submitted) == (1, 1, 0)
+    assert {first.replies, second.replies} <= {0, 2} and first.unknown == second.unknown == 0
+    assert records(tmp_path, calls) == expected(calls) and set(server.paid.values()) == {1}
 
 
 @pytest.mark.parametrize("unknown", ["metadata", "input_file_id"])
@@ -222,6 +243,16 @@ def test_an_answer_that_is_lost_is_looked_for_before_it_is_asked_again(tmp_path:
         start(settings(server.base_url), tmp_path / "other", calls)
         assert server.asked["POST /batches"] == 2 and server.asked["GET /batches"] >= 2  # sought until it settled
     assert records(tmp_path / "other", calls) == expected(calls) and set(server.paid.values()) == {1}
+
+
+def test_a_batch_that_was_refused_at_once_is_not_the_one_looked_for(tmp_path: Path):
+    calls = make_calls(2)
+    refuse = {"code": "x", "message": "not today"}
+    with loopback_batches(hold=("POST", "/batches", "after"), polls=0, refuse=refuse) as server:
+        start_and_be_killed(settings(server.base_url, timeout_seconds=20), tmp_path, calls, server)
+        server.refuse = None
+        resumed, run = start(settings(server.base_url), tmp_path, calls)
+    assert resumed == BatchSummary(missing=2) and run.submitted == 1 and records(tmp_path, calls) == expected(calls)
 
 
 def test_where_batches_cannot_be_listed_nothing_is_bought_again(tmp_path: Path):
@@ -340,6 +371,30 @@ def test_what_the_endpoints_queue_has_no_room_for_waits(tmp_path: Path):
         server.room = 0
         with pytest.raises(TeacherError, match="queue full"):
             start(settings(server.base_url), tmp_path / "other", calls)
+
+
+def test_a_start_after_one_that_found_the_queue_full_sends_anew(tmp_path: Path):
+    calls = make_calls(2)
+
+    async def stopped(config: TeacherConfig) -> None:
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(one_start(config, str(tmp_path), calls), 0.5)
+
+    with loopback_batches(room=2) as server:
+        server.batches["theirs"] = {"id": "theirs", "status": "in_progress"}
+        config = settings(server.base_url, {"max_requests": 1, "poll_seconds": 20})
+        asyncio.run(stopped(config))  # the first of two is under way
+        server.batches["theirs"]["status"] = "completed"
+        resumed, run = start(settings(server.base_url), tmp_path, calls)
+    assert resumed.replies == 1 and resumed.missing == 1 and run == BatchSummary(submitted=1, replies=1)
+    assert records(tmp_path, calls) == expected(calls) and set(server.paid.values()) == {1}
+
+
+def test_a_download_that_breaks_off_and_a_file_that_is_named_late(tmp_path: Path):
+    calls = make_calls(20)
+    with loopback_batches(cut=2, unnamed=2) as server:
+        summary = start(settings(server.base_url), tmp_path, calls)[1]
+    assert summary == BatchSummary(submitted=1, replies=20) and records(tmp_path, calls) == expected(calls)
 
 
 def test_what_may_pass_is_waited_out_at_every_step(tmp_path: Path, caplog: pytest.LogCaptureFixture):
