@@ -1,6 +1,6 @@
 """Batch mode (`teacher.mode=batch`): requests go up as files, replies come down within a day, at half the price.
 
-Each batch has a small file in the sample store, `batch-<digest>.json`, that says all that is needed to finish it:
+Each batch has a small file in the sample store, `batch-<digest>-….json`, that says all that is needed to finish it:
 
     submitting   written before the batch is asked for; there may be one, or not
     in_flight    its id is known; it is polled until it has ended
@@ -163,16 +163,17 @@ class _Run:
     async def submit(self, file: InputFile) -> None:
         """Send a file up and ask for its batch, unless that very batch is under way."""
         place = hashlib.sha256(f"{self.endpoint.base_url} {file.digest}".encode()).hexdigest()
-        name = f"batch-{place[:32]}.json"
-        await self.take_up(name)
-        if name in self._flying:
+        prefix = f"batch-{place[:32]}-"
+        for name in self._store.names(prefix, ".json"):
+            await self.take_up(name)
+        if any(name.startswith(prefix) for name in self._flying):
             return
         state = _State(
             "submitting", self.endpoint.base_url, self._config.api, file.digest, submission="", created=0.0,
             input_file=await self.endpoint.upload(f"qcrd-{file.digest[:32]}.jsonl", file.content),
             requests=file.requests,
         )  # fmt: skip
-        await self._create(name, state)
+        await self._create(f"{prefix}{uuid.uuid4().hex[:8]}.json", state)
 
     async def take_up(self, name: str) -> None:
         """Go on with the batch of a live state of this endpoint, if it is there."""
