@@ -51,10 +51,10 @@ async def one_start(config: TeacherConfig, place: str, calls: Calls) -> tuple[Ba
         resumed = await resume_batches(config, store, writer, lambda done: None)
         index = store.index()
         keys = keys_of(calls)
-        answered = dict(zip(keys.tolist(), index.answered(keys) | index.failed(keys), strict=True))
+        known = iter((index.answered(keys) | index.failed(keys)).tolist())
         lacking: Calls = []
         for call, of_call in calls:
-            absent = [number for number, key in enumerate(of_call) if not answered[key]]
+            absent = [number for number in range(len(of_call)) if not next(known)]
             if absent:
                 lacking.append((replace(call, indices=tuple(absent)), [of_call[number] for number in absent]))
         return resumed, await run_batches(config, STOP, store, writer, lacking, lambda done: None)
@@ -156,6 +156,17 @@ def test_a_store_by_url_and_a_start_that_is_stopped():
     assert records(place, calls) == expected(calls)
     assert resumed == BatchSummary(resumed=1, replies=3) and run == BatchSummary()
     assert set(server.paid.values()) == {1} and [state["state"] for state in states(place)] == ["done"]
+
+
+def test_keys_that_end_in_zero_as_numpy_gives_them(tmp_path: Path):
+    (call, (key, *_)), *_ = make_calls(1)
+    short = np.array([key[:31] + b"\0"], KEY_TYPE).tolist()[0]
+    assert len(short) == 31
+    calls: Calls = [(call, [short])]
+    with loopback_batches() as server:
+        start(settings(server.base_url), tmp_path, calls)
+        assert start(settings(server.base_url), tmp_path, calls) == (BatchSummary(), BatchSummary())
+    assert records(tmp_path, calls) == expected(calls) and set(server.paid.values()) == {1}
 
 
 # -- killed at any moment -----------------------------------------------------------------------------------------
