@@ -74,7 +74,8 @@ def sample_key(question: bytes, index: int) -> bytes:
 def _line(key: bytes, record: Record) -> bytes:
     name = "error" if isinstance(record, Failure) else "reply"
     values = {field: _encodable(value) for field, value in asdict(record).items()}
-    body = f'{{"key":"{key.hex()}","{name}":{canonical_json(values)}'.encode()
+    whole = key.ljust(KEY_TYPE.itemsize, b"\0")  # numpy drops zeros at the end of a key that is taken out of an array
+    body = f'{{"key":"{whole.hex()}","{name}":{canonical_json(values)}'.encode()
     return b'%s,"sha256":"%s"}\n' % (body, hashlib.sha256(body).hexdigest().encode())
 
 
