@@ -20,7 +20,7 @@ from typing import Any
 
 from qcrd.artifacts import canonical_json, digest_of, file_digest
 from qcrd.config import ConfigError, TaskConfig
-from qcrd.tasks.files import DOWNLOAD, data_folder, downloaded
+from qcrd.tasks.files import DOWNLOAD, data_folder, downloaded, is_url
 
 Row = Mapping[str, Any]
 Record = list[Any]
@@ -106,6 +106,8 @@ def check_source(benchmark: Benchmark, config: TaskConfig) -> None:
     """Raise `ConfigError` where a part cannot be had; reads and downloads nothing."""
     if config.sha256 is not None:
         raise ConfigError(f"task.sha256: '{config.sha256}' is not allowed; {benchmark.name} knows its own checksums")
+    if is_url(config.path):
+        raise ConfigError(f"task.path: '{config.path}' is not allowed, these are several files; {_advice(benchmark)}")
     if config.path == DOWNLOAD:
         return
     for part, files in benchmark.files.items():

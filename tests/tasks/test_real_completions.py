@@ -18,7 +18,7 @@ import pytest
 from qcrd.config import TaskConfig
 from qcrd.records import Question
 from qcrd.tasks import cqa, get_task
-from qcrd.tasks.base import Parser
+from qcrd.tasks.base import ParsedSample, Parser
 from qcrd.tasks.parsers import get_parser
 
 
@@ -40,10 +40,14 @@ def palm(folder: Path, pattern: str) -> list[str]:
     return [text for raw in files for text in json.loads(gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw)]
 
 
-def score(parse: Parser, texts: Sequence[str], questions: Sequence[Question]) -> tuple[int, int, int]:
+def score(
+    parse: Parser, texts: Sequence[str], questions: Sequence[Question]
+) -> tuple[tuple[int, int, int], list[ParsedSample]]:
+    """(completions, parsed, right), and what was parsed."""
     samples = [parse(text, question) for text, question in zip(texts, questions, strict=True)]
     right = [s is not None and s.answer == q.answer for s, q in zip(samples, questions, strict=True)]
-    return len(samples), sum(sample is not None for sample in samples), sum(right)
+    parsed = [sample for sample in samples if sample is not None]
+    return (len(samples), len(parsed), sum(right)), parsed
 
 
 @pytest.mark.parametrize(
@@ -72,7 +76,11 @@ def test_palm(name: str, split: str, pattern: str, expected: tuple[int, int, int
     if (name, split) == ("esnli", "train"):
         assert len(texts) == 11_000
         texts = texts[: len(questions)]  # no true copy of the other rows is at hand
-    assert score(get_task(name).parse, texts, questions) == expected
+    numbers, parsed = score(get_task(name).parse, texts, questions)
+    assert numbers == expected
+    assert all(sample.rationale for sample in parsed)
+    next_question = get_task(name).STOP[0].strip()
+    assert not any(next_question in sample.rationale for sample in parsed)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +108,7 @@ def test_bing(name: str, style: str, expected: tuple[int, int, int], shared_data
     rows = list(csv.DictReader(io.StringIO(text, newline="")))
     questions = questions_of(shared_data, name)["train"]
     asked = [questions[int(row["idx"])] for row in rows]
-    parse = get_parser("first_answer", get_task(name))
-    assert score(parse, [row["rationale"] for row in rows], asked) == expected
-    samples = [parse(row["rationale"], question) for row, question in zip(rows, asked, strict=True)]
-    found = [sample for sample in samples if sample is not None]
-    assert sum(not sample.rationale for sample in found) <= 11  # bare answers
-    assert not any("**" in sample.rationale or sample.rationale.startswith("1.") for sample in found)
+    numbers, parsed = score(get_parser("first_answer", get_task(name)), [row["rationale"] for row in rows], asked)
+    assert numbers == expected
+    assert sum(not sample.rationale for sample in parsed) <= 11  # bare answers
+    assert not any("**" in sample.rationale or sample.rationale.startswith("1.") for sample in parsed)

@@ -112,6 +112,8 @@ def test_a_missing_file_says_what_to_do(folder: Path) -> None:
             f"task.path: '{folder}/toy_test.json' does not exist; give a folder that holds toy_train.json, "
             "toy_test.json (or .gz), or 'download', or set QCRD_DATA to the folder above it"
         )
+    with pytest.raises(ConfigError, match=r"^task\.path: 'https://x/y\.json' is not allowed, these are several "):
+        check_source(benchmark(), TaskConfig(path="https://x/y.json"))
     with pytest.raises(ConfigError, match=r"^task\.sha256: '0+' is not allowed; toy knows its own checksums$"):
         check_source(benchmark(), TaskConfig(path=str(folder), sha256="0" * 64))
 

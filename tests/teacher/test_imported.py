@@ -169,13 +169,17 @@ def test_the_real_palm_list(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
     assert found.by_question_id[first.id][0].startswith("Luke scored 84 points after 2 rounds.")
 
 
+def by_id(aligned_to: str, id_field: str) -> dict[str, str]:
+    return {"aligned_to": aligned_to, "id_field": id_field}
+
+
 @pytest.mark.parametrize(
     ("name", "pattern", "settings", "matched", "unmatched"),
     [
-        ("cqa", "train_*", {"aligned_to": "cqa_train.json.gz", "id_field": "id"}, {"train": 8766, "validation": 975}, 0),
-        ("cqa", "test_*", {"aligned_to": "cqa_test.json.gz", "id_field": "id"}, {"test": 1221}, 0),
-        ("anli1", "valid_*", {"aligned_to": "anli1_valid.json.gz", "id_field": "uid"}, {"validation": 1000}, 0),
-        ("anli1", "test_*", {"aligned_to": "anli1_test.json.gz", "id_field": "uid"}, {"test": 1000}, 0),
+        ("cqa", "train_*", by_id("cqa_train.json.gz", "id"), {"train": 8766, "validation": 975}, 0),
+        ("cqa", "test_*", by_id("cqa_test.json.gz", "id"), {"test": 1221}, 0),
+        ("anli1", "valid_*", by_id("anli1_valid.json.gz", "uid"), {"validation": 1000}, 0),
+        ("anli1", "test_*", by_id("anli1_test.json.gz", "uid"), {"test": 1000}, 0),
         # Only the first 10,000 of the 11,000 questions are at hand.
         ("esnli", "train_*", {"row_id": "esnli-train-{row}"}, {"train": 10_000}, 1000),
         ("esnli", "valid_*", {"row_id": "esnli-validation-{row}"}, {"validation": 9842}, 0),
@@ -196,7 +200,7 @@ def test_the_real_palm_lists_of_other_tasks(
 
 
 BING = {
-    "cqa": ({"aligned_to": "cqa_train.json.gz", "id_field": "id"}, {"train": 5 * 8766, "validation": 5 * 975}),
+    "cqa": (by_id("cqa_train.json.gz", "id"), {"train": 5 * 8766, "validation": 5 * 975}),
     "esnli": ({"row_id": "esnli-train-{row}"}, {"train": 49_900}),
 }
 
