@@ -88,7 +88,9 @@ def folder_of(benchmark: Benchmark, config: TaskConfig) -> Path:
 
 
 def _found(benchmark: Benchmark, config: TaskConfig, part: str) -> tuple[RowFile, Path] | None:
-    """The first file of the folder that holds a part."""
+    """The first file of the folder that holds a part; None where there is none, or where the part is downloaded."""
+    if config.path == DOWNLOAD:
+        return None
     folder = folder_of(benchmark, config)
     for file in benchmark.files[part]:
         for path in (folder / file.name, folder / f"{file.name}.gz"):
@@ -118,7 +120,7 @@ def check_source(benchmark: Benchmark, config: TaskConfig) -> None:
 
 def file_of(benchmark: Benchmark, config: TaskConfig, part: str) -> RowFile:
     """What a part will be held to: the file that the folder has, else the whole part; looks at names alone."""
-    found = None if config.path == DOWNLOAD else _found(benchmark, config, part)
+    found = _found(benchmark, config, part)
     return benchmark.files[part][0] if found is None else found[0]
 
 
@@ -131,7 +133,7 @@ def source_of(benchmark: Benchmark, config: TaskConfig) -> dict[str, str]:
         found = _found(benchmark, config, part)
         if file.sha256 is not None:
             source[file.name] = file.sha256
-        elif config.path != DOWNLOAD and found is not None:
+        elif found is not None:
             source[file.name] = file_digest(found[1])
         else:
             source[file.name] = _download_identity(benchmark.downloads[part])
@@ -149,7 +151,7 @@ def read_part(benchmark: Benchmark, config: TaskConfig, part: str) -> list[Recor
     check_source(benchmark, config)
     file = file_of(benchmark, config, part)
     found = _found(benchmark, config, part)
-    if config.path == DOWNLOAD or found is None:
+    if found is None:
         where, rows = f"{DOWNLOAD} of {benchmark.name}", _downloaded_rows(benchmark.downloads[part])
     else:
         where, rows = str(found[1]), _file_rows(found[1])
