@@ -52,9 +52,15 @@ class TaskConfig(Settings):
 
     name: str = "arithmetic"
     seed: int = 0
-    path: str | None = Field(default=None, description="file or URL of the questions; default: under QCRD_DATA")
+    path: str | None = Field(
+        default=None,
+        description="folder of the questions' files (SVAMP: file or URL), or 'download'; default: under QCRD_DATA",
+    )
     sha256: str | None = Field(default=None, pattern=r"^[0-9a-f]{64}$", description="checksum the file must have")
-    train_limit: Positive | None = Field(default=None, description="training questions, drawn by task.seed")
+    train_limit: Positive | Literal["auto"] | None = Field(
+        default="auto",
+        description="training questions, drawn by task.seed; auto: as many as the steps can visit; None: all",
+    )
     generator: GeneratorConfig = GeneratorConfig()
 
 
@@ -67,13 +73,21 @@ class SimulatedConfig(Settings):
 class ImportedConfig(Settings):
     """Completions that somebody has already paid for, in one file or in the files of a pattern (`train_CoT_*.json`).
 
-    `format`: `aligned` is a JSON list whose item i answers row i of `aligned_to` (JSON lines); `lines` is JSON lines
-    {question_id or question, text}; `records` is a JSON list of objects with a question and a list of completions.
+    `format`: `aligned` is a JSON list whose item i answers row i; `csv` is CSV files with a row number and a text, file
+    i in order of name holding sample i of each question; `lines` is JSON lines {question_id or question, text};
+    `records` is a JSON list of objects with a question and a list of completions.
+
+    A row number of `aligned` and `csv` becomes a question's id by `row_id` ("esnli-train-{row}"), or is a row of
+    `aligned_to` (JSON lines), which has the question's id or text.
     """
 
     path: str | None = None
-    format: Literal["aligned", "lines", "records"] = "records"
+    format: Literal["aligned", "csv", "lines", "records"] = "records"
     aligned_to: str | None = None
+    row_id: str | None = Field(
+        default=None, pattern=r"^[^{}]*\{row\}[^{}]*$", description="question id of a row number"
+    )
+    row_field: str = Field(default="row", description="column of the row number (csv)")
     question_field: str = "question"
     id_field: str = "question_id"
     text_field: str = "text"
@@ -335,6 +349,21 @@ class ExperimentConfig(Settings):
         data["teacher"]["imported"].pop("path")
         data["teacher"] = {key: value for key, value in data["teacher"].items() if key not in TEACHER_MEANS}
         return data
+
+    def train_limit(self, available: int) -> int | None:
+        """How many of the `available` training questions are kept; None where that is all of them.
+
+        `auto` keeps as many as `train.steps` can visit, so that no teacher is asked about a question that no student
+        sees. Raises `ConfigError` for more than there are.
+        """
+        limit = self.task.train_limit
+        if limit == "auto":
+            limit = min(available, self.train.steps * self.train.global_batch_size)
+        if limit is not None and limit > available:
+            raise ConfigError(
+                f"task.train_limit: {limit} is not allowed; the training split has {available} questions"
+            )
+        return None if limit == available else limit
 
     def uses_discriminator(self) -> bool:
         return self.method == "qcrd" and self.discriminator.enabled

@@ -38,7 +38,9 @@ class Student(PythonModel):
         explain = bool((params or {}).get("explain", False))
         prefix = self.settings["prefixes"]["explain" if explain else "predict"]
         length = self.settings["max_target_tokens" if explain else "max_label_tokens"]
-        inputs = [prefix + question for question in model_input["question"]]
+        # Between the two texts of a question, as in training (qcrd.distill.student.with_separator).
+        separator = self.tokenizer.eos_token or self.tokenizer.sep_token
+        inputs = [prefix + question.replace("</s>", separator) for question in model_input["question"]]
         answers: list[str] = []
         for begin in range(0, len(inputs), BATCH):
             answers += self._generate(inputs[begin : begin + BATCH], length)

@@ -19,8 +19,9 @@ from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
 from qcrd.records import Example, Question, read_rows
 from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
-from qcrd.tasks import get_task, load_questions
-from qcrd.tasks.files import is_url
+from qcrd.tasks import get_task, load_questions, train_limit
+from qcrd.tasks.base import Task
+from qcrd.tasks.files import is_download
 from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.build import check_teacher
 from qcrd.teacher.requests import missing_samples
@@ -46,6 +47,8 @@ def check(config: ExperimentConfig) -> None:
     """Everything that can be known to be wrong before anything is written or asked. Raises `ConfigError`."""
     task = get_task(config.task.name)
     task.check(config.task)
+    train_limit(task, config)
+    _check_gold_labels(config, task)
     get_parser(config.teacher.parser, task)
     if uses_teacher(config):
         check_teacher(config, task)
@@ -64,6 +67,17 @@ def check(config: ExperimentConfig) -> None:
         looks_like_path = name is not None and (name.startswith((".", "/", "~")) or name.count("/") > 1)
         if looks_like_path and not Path(str(name)).is_dir():
             raise ConfigError(f"{field}: {name!r} does not exist; give a model folder or a hub name")
+
+
+def _check_gold_labels(config: ExperimentConfig, task: Task) -> None:
+    """Raise `ConfigError` where gold labels are wanted of training questions that have none."""
+    if task.has_gold_labels(config.task):
+        return
+    why = f"the training questions of {task.NAME} that were found have no gold labels"
+    if config.train.labels == "gold":
+        raise ConfigError(f"train.labels: 'gold' is not allowed, 'teacher' is; {why}")
+    if config.rationales.positives != "majority":
+        raise ConfigError(f"rationales.positives: {config.rationales.positives!r} is not allowed, 'majority' is; {why}")
 
 
 def _artifact(config: ExperimentConfig, stage: Stage, done: Mapping[str, Artifact]) -> Artifact | None:
@@ -95,16 +109,16 @@ def _work(config: ExperimentConfig, stage: str) -> str:
     """What a stage that has to run would cost."""
     task = get_task(config.task.name)
     sizes = dict(task.sizes(config.task))
-    if config.task.train_limit is not None:
-        sizes["train"] = min(sizes["train"], config.task.train_limit)
+    limit = train_limit(task, config)
+    sizes["train"] = limit or sizes["train"]
     if stage == "questions":
         return ", ".join(f"{count} {split}" for split, count in sizes.items())
     if stage == "samples":
         what = {"openai": "teacher requests (paid)", "simulated": "simulated replies", "imported": "imported texts"}
         total = sizes["train"] * config.teacher.num_samples
-        if is_url(config.task.path):  # a plan downloads nothing
+        if is_download(config.task.path):  # a plan downloads nothing
             return f"at most {total} {what[config.teacher.kind]}"
-        missing = int(missing_samples(config, task, load_questions(task, config.task)).sum())
+        missing = int(missing_samples(config, task, load_questions(task, config.task, limit)).sum())
         return f"{missing} of {total} {what[config.teacher.kind]}"
     if stage == "judge":
         return f"at most {config.discriminator.max_steps} steps of {config.discriminator.batch_questions} questions"

@@ -16,6 +16,9 @@ import pyarrow.parquet as pq
 
 T = TypeVar("T")
 
+SEPARATOR = "</s>"
+"""Stands between the two texts of a question that has two; a student's tokenizer reads it as its own EOS."""
+
 
 @dataclass(frozen=True)
 class Question:

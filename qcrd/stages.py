@@ -28,7 +28,7 @@ from qcrd.rationales.consistency import judge_question, statistics
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Question, Rationale, Sample, Vote, iter_rows, read_rows, write_rows
 from qcrd.report.report import write_report
-from qcrd.tasks import get_task, load_questions
+from qcrd.tasks import get_task, load_questions, train_limit
 from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.requests import model_settings, read_prompt
 from qcrd.teacher.sample import sample
@@ -101,11 +101,14 @@ def _model(kind: str, name: str, revision: str | None, scratch: ScratchConfig) -
 
 def _questions_settings(config: ExperimentConfig) -> dict[str, Any]:
     task = get_task(config.task.name)
-    return {"task": config.task.model_dump(exclude={"path", "sha256"}), "source": task.source(config.task)}
+    settings = config.task.model_dump(exclude={"path", "sha256"})
+    settings["train_limit"] = train_limit(task, config)  # resolved: the schedule matters only where it cuts
+    return {"task": settings, "source": task.source(config.task)}
 
 
 def _make_questions(run: StageRun) -> Summary:
-    questions = load_questions(get_task(run.config.task.name), run.config.task)
+    task = get_task(run.config.task.name)
+    questions = load_questions(task, run.config.task, train_limit(task, run.config))
     write_rows(run.out / "questions.parquet", Question, questions)
     sizes: dict[str, int] = defaultdict(int)
     for question in questions:

@@ -8,8 +8,9 @@ import pytest
 
 from qcrd.cli import experiment
 from qcrd.config import ConfigError
-from qcrd.pipeline import plan
+from qcrd.pipeline import check, plan
 from qcrd.recipes import load_recipe
+from qcrd.stages import stages_of
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
@@ -30,8 +31,12 @@ def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(tmp_path: Pat
         (["nowhere.py"], "RECIPE: 'nowhere.py' does not exist"),
         ([QUICKSTART + ":other"], "has no function 'other'"),
         ([QUICKSTART, "seed"], "override: 'seed' is not allowed; write key=value"),
-        ([QUICKSTART, "task.name=gsm8k"], "task.name: 'gsm8k' is not allowed; the tasks are arithmetic, svamp"),
+        ([QUICKSTART, "task.name=gsm8k"], "task.name: 'gsm8k' is not allowed; the tasks are arithmetic, svamp, cqa,"),
         ([QUICKSTART, "task.name=svamp", "task.path=/no/such.json"], "task.path: '/no/such.json' does not exist"),
+        ([QUICKSTART, "task.name=cqa", "task.path=/no"], "task.path: '/no/cqa_train.json' does not exist; give"),
+        ([QUICKSTART, "task.name=esnli", "task.path=download", "task.sha256=" + "0" * 64], "task.sha256: '0000"),
+        ([QUICKSTART, "task.train_limit=2401"], "task.train_limit: 2401 is not allowed; the training split has 2400"),
+        ([QUICKSTART, "task.train_limit=some"], "task.train_limit: 'some' is not allowed"),
         ([QUICKSTART, "teacher.parser=best"], "teacher.parser: 'best' is not allowed"),
         ([QUICKSTART, "teacher.prompt=/no/prompt.txt"], "teacher.prompt: '/no/prompt.txt' does not exist"),
         ([QUICKSTART, "teacher.kind=openai", "teacher.api_key_env=NO_SUCH_KEY"], "teacher.api_key_env"),
@@ -71,3 +76,47 @@ def test_a_plan_downloads_nothing_and_counts_by_the_published_sizes(tmp_path: Pa
     assert work["questions"] == "720 train, 80 validation, 200 test"
     assert work["samples"] == "at most 3600 teacher requests (paid)"
     assert work["student"] == "10000 steps of 8 questions in 40 iterations of 250"
+
+
+def test_a_download_is_planned_by_the_published_sizes_and_what_the_steps_visit(tmp_path: Path):
+    """10,000 steps of 8 questions see at most 80,000 of e-SNLI's 549,367; with more steps, or None, all are kept."""
+    recipe = str(ROOT / "experiments" / "svamp_teacher.py")
+    common = ["task.name=esnli", "task.path=download", "teacher.base_url=http://127.0.0.1:9/v1", f"output={tmp_path}"]
+    work = {one.stage: one.work for one in plan(experiment(recipe, common))}
+    assert work["questions"] == "80000 train, 9842 validation, 9824 test"
+    assert work["samples"] == "at most 400000 teacher requests (paid)"
+    for everything in ("task.train_limit=none", "train.steps=100000"):
+        work = {one.stage: one.work for one in plan(experiment(recipe, [*common, everything]))}
+        assert work["questions"] == "549367 train, 9842 validation, 9824 test"
+    work = {one.stage: one.work for one in plan(experiment(recipe, [*common, "task.train_limit=100000"]))}
+    assert work["questions"] == "100000 train, 9842 validation, 9824 test"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_questions_fingerprint_varies_with_the_steps_only_where_they_cut(tmp_path: Path):
+    questions = stages_of(load_recipe(QUICKSTART))[0]
+
+    def settings(*overrides: str):
+        return questions.settings(experiment(QUICKSTART, list(overrides)))
+
+    assert settings()["task"]["train_limit"] is None
+    assert settings() == settings("train.steps=300") == settings("task.train_limit=2400")
+    assert settings("train.steps=100")["task"]["train_limit"] == 1600
+    assert settings("train.steps=100") == settings("task.train_limit=1600")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ([], "train.labels: 'gold' is not allowed, 'teacher' is; the training questions of anli1 that were found"),
+        (["train.labels=teacher", "rationales.positives=both"], "rationales.positives: 'both' is not allowed, "),
+    ],
+)
+def test_gold_labels_are_wanted_of_questions_without(changes: list[str], message: str, shared_data: Path):
+    recipe = str(ROOT / "experiments" / "svamp_teacher.py")
+    common = ["task.name=anli1", f"task.path={shared_data / 'anli1'}", "teacher.base_url=http://127.0.0.1:9/v1"]
+    with pytest.raises(ConfigError) as caught:
+        check(experiment(recipe, [*common, *changes]))
+    assert str(caught.value).startswith(message)
+    check(experiment(recipe, [*common, "train.labels=teacher"]))
+    check(experiment(recipe, [*common, "task.path=download"]))

@@ -28,7 +28,7 @@ from transformers import (
 from qcrd.config import DiscriminatorConfig
 from qcrd.distill.generation import length_sorted_batches
 from qcrd.distill.losses import discriminator_loss
-from qcrd.distill.student import eos_of, load_tokenizer, pad, t5_config, train_tokenizer
+from qcrd.distill.student import eos_of, load_tokenizer, pad, t5_config, train_tokenizer, with_separator
 from qcrd.seeding import stable_seed
 
 _T5_TYPES = ("t5", "mt5", "umt5")
@@ -50,9 +50,9 @@ class Discriminator(nn.Module):
 
     def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Ids of question and rationale; where they are too long together, the longer is cut."""
-        questions, rationales = zip(*pairs, strict=True)
+        questions = [with_separator(self.tokenizer, question) for question, _ in pairs]
         return self.tokenizer(
-            list(questions), list(rationales), truncation="longest_first", max_length=self.max_tokens
+            questions, [rationale for _, rationale in pairs], truncation="longest_first", max_length=self.max_tokens
         )["input_ids"]  # pyright: ignore[reportReturnType]
 
     def forward(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:

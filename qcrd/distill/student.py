@@ -27,6 +27,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from qcrd.config import ScratchConfig, StudentConfig
 from qcrd.distill.losses import IGNORED
+from qcrd.records import SEPARATOR
 from qcrd.seeding import stable_seed
 
 _DROPOUT_FIELDS = (
@@ -74,11 +75,18 @@ def eos_of(tokenizer: PreTrainedTokenizerBase) -> int:
     raise ValueError("the tokenizer has neither an end-of-sequence nor a separator token")
 
 
+def with_separator(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
+    """A question's text with the tokenizer's own EOS (or separator) where `SEPARATOR` stands."""
+    own = tokenizer.eos_token or tokenizer.sep_token
+    return text.replace(SEPARATOR, str(own)) if own else text
+
+
 def encode_inputs(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
     """Input ids, with the tokenizer's own special tokens, cut at `max_tokens`."""
     if not texts:
         return []
-    return tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]  # pyright: ignore[reportReturnType]
+    texts = [with_separator(tokenizer, text) for text in texts]
+    return tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]  # pyright: ignore[reportReturnType]
 
 
 def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:

@@ -6,13 +6,11 @@ A vote is taken on canonical answers, so this module knows nothing about what an
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcrd.records import Question, Rationale, Sample, Vote
-from qcrd.tasks.base import ParsedSample
-
-Parser = Callable[[str], ParsedSample | None]
+from qcrd.tasks.base import Parser
 
 
 def majority(answers: Sequence[str]) -> tuple[str, bool]:
@@ -31,7 +29,7 @@ def judge_question(
     `positives`: `majority` (gave the majority answer), `ground_truth` (gave the gold answer) or `both`. A sample that
     cannot be parsed never votes and is neither positive nor negative.
     """
-    parsed = [(sample, None if sample.error else parse(sample.text)) for sample in samples]
+    parsed = [(sample, None if sample.error else parse(sample.text, question)) for sample in samples]
     answers = [reading.answer for _, reading in parsed if reading is not None]
     winner, tie = majority(answers) if answers else (None, False)
     winner_label = next((r.label for _, r in parsed if r is not None and r.answer == winner), None)

@@ -1,14 +1,14 @@
-"""The list of tasks, and what holds for the questions of all of them: unique ids and `task.train_limit`."""
+"""The list of tasks, and what holds for the questions of all of them: unique ids and how many train."""
 
 from __future__ import annotations
 
-from qcrd.config import ConfigError, TaskConfig
+from qcrd.config import ConfigError, ExperimentConfig, TaskConfig
 from qcrd.records import Question
 from qcrd.seeding import generator
-from qcrd.tasks import arithmetic, svamp
+from qcrd.tasks import anli1, arithmetic, cqa, esnli, svamp
 from qcrd.tasks.base import Task
 
-TASKS: dict[str, Task] = {"arithmetic": arithmetic, "svamp": svamp}
+TASKS: dict[str, Task] = {"arithmetic": arithmetic, "svamp": svamp, "cqa": cqa, "anli1": anli1, "esnli": esnli}
 
 
 def get_task(name: str) -> Task:
@@ -18,11 +18,16 @@ def get_task(name: str) -> Task:
     return TASKS[name]
 
 
-def load_questions(task: Task, config: TaskConfig) -> list[Question]:
+def train_limit(task: Task, config: ExperimentConfig) -> int | None:
+    """How many training questions are kept; None where that is all of them. Raises `ConfigError`; reads no file."""
+    return config.train_limit(task.sizes(config.task)["train"])
+
+
+def load_questions(task: Task, config: TaskConfig, train_limit: int | None = None) -> list[Question]:
     """All questions of the task, of the training split at most `train_limit`, in the task's order.
 
-    The limit draws without replacement, seeded by `task.seed` alone. Raises `ConfigError` where the limit is larger
-    than the split, `ValueError` where two questions have the same id.
+    The limit keeps the first of one permutation that `task.seed` alone decides, so what a larger limit keeps contains
+    what a smaller one does. Raises `ValueError` where two questions have the same id.
     """
     questions = task.load(config)
     seen: set[str] = set()
@@ -30,13 +35,9 @@ def load_questions(task: Task, config: TaskConfig) -> list[Question]:
         if question.id in seen:
             raise ValueError(f"task {task.NAME}: question id {question.id!r} occurs twice; ids must be unique")
         seen.add(question.id)
-    if config.train_limit is None:
+    if train_limit is None:
         return questions
     train = [question.id for question in questions if question.split == "train"]
-    if config.train_limit > len(train):
-        raise ConfigError(
-            f"task.train_limit: {config.train_limit} is not allowed; the training split has {len(train)} questions"
-        )
-    drawn = generator(config.seed, "train_limit").choice(len(train), size=config.train_limit, replace=False)
+    drawn = generator(config.seed, "train_limit").permutation(len(train))[:train_limit]
     kept = {train[row] for row in drawn}
     return [question for question in questions if question.split != "train" or question.id in kept]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +18,15 @@ import numpy as np
 from qcrd.config import ConfigError, GeneratorConfig, TaskConfig
 from qcrd.records import Question
 from qcrd.seeding import generator
+from qcrd.tasks.base import Parser
 from qcrd.tasks.equations import ANSWER_PHRASE, answer_of, is_right, parse, states_answer
+from qcrd.tasks.parsers import last_number
 from qcrd.tasks.stories import DISTRACTORS, EVENTS, NAMES, OBJECTS, QUESTIONS, STARTS, STORIES
 
 __all__ = [
     "ANSWER_PHRASE",
     "NAME",
+    "PARSERS",
     "PROMPT",
     "SIMULATED",
     "STOP",
@@ -30,6 +34,7 @@ __all__ = [
     "capacity",
     "check",
     "format_prompt",
+    "has_gold_labels",
     "is_right",
     "load",
     "parse",
@@ -43,6 +48,7 @@ NAME: str = "arithmetic"
 SIMULATED: bool = True
 STOP: tuple[str, ...] = ("\nQ:",)
 PROMPT = Path(__file__).parent / "prompts" / "arithmetic.txt"
+PARSERS: Mapping[str, Parser] = {"last_number": last_number}
 
 OPERATORS = "+-*/"
 DISTRACTOR_SHARE = 0.3
@@ -67,6 +73,11 @@ def sizes(config: TaskConfig) -> dict[str, int]:
     """As `task.generator` says."""
     made = config.generator
     return {"train": made.train_size, "validation": made.validation_size, "test": made.test_size}
+
+
+def has_gold_labels(config: TaskConfig) -> bool:
+    """Always."""
+    return True
 
 
 def check(config: TaskConfig) -> None:

@@ -6,6 +6,7 @@ A task is a module with these names (`tasks/svamp.py`); `tasks/__init__.py` list
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -23,6 +24,10 @@ class ParsedSample:
     answer: str
 
 
+Parser = Callable[[str, Question], ParsedSample | None]
+"""Reads a raw completion to a question; None where it has no answer."""
+
+
 class Task(Protocol):
     """The interface of a task module."""
 
@@ -35,20 +40,33 @@ class Task(Protocol):
     """The task's own few-shot prompt."""
     SIMULATED: bool
     """Whether questions carry the facts that the simulated teacher needs."""
+    PARSERS: Mapping[str, Parser]
+    """Further ways to read a completion, for `teacher.parser`; `task` is `parse`."""
 
     @staticmethod
     def sizes(config: TaskConfig) -> dict[str, int]:
-        """Questions per split, known without reading any file (published sizes), before `train_limit`."""
+        """Questions per split before `train_limit`: the published sizes, or those of the partial file that is used.
+
+        Reads and downloads nothing.
+        """
+        ...
+
+    @staticmethod
+    def has_gold_labels(config: TaskConfig) -> bool:
+        """Whether the training questions have gold labels; where not, their label and answer are empty."""
         ...
 
     @staticmethod
     def check(config: TaskConfig) -> None:
-        """Raise `ConfigError` that names the field where the task's file is missing or a setting cannot be."""
+        """Raise `ConfigError` that names the field where the task's file is missing or a setting cannot be.
+
+        Reads and downloads nothing.
+        """
         ...
 
     @staticmethod
     def source(config: TaskConfig) -> dict[str, str]:
-        """Content digests of the files that the questions come from: {name: sha256}."""
+        """What decides the questions' content: {name: sha256 or pinned revision}. Downloads nothing."""
         ...
 
     @staticmethod
@@ -62,8 +80,8 @@ class Task(Protocol):
         ...
 
     @staticmethod
-    def parse(text: str) -> ParsedSample | None:
-        """Read a raw completion; None where it has no answer."""
+    def parse(text: str, question: Question) -> ParsedSample | None:
+        """Read a raw completion to this question; None where it has no answer."""
         ...
 
     @staticmethod

@@ -12,6 +12,7 @@ import re
 
 from qcrd.records import Question
 from qcrd.tasks.base import ParsedSample
+from qcrd.tasks.reading import split_completion
 
 ANSWER_PHRASE: str = "The answer is"
 NEXT_QUESTION = "Q:"
@@ -25,8 +26,6 @@ TOLERANCE = 1e-6
 _NUMBER = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?(?![0-9])|[0-9]+(?:\.[0-9]+)?|\.[0-9]+")
 _TOKEN = re.compile(rf"({_NUMBER.pattern})|([-+*/()x×÷−])")
 _SAME_OPERATOR = {"x": "*", "×": "*", "÷": "/", "−": "-"}
-# Chat models write "So the answer is"; the connective belongs to the phrase, not to the reasoning.
-_PHRASE = re.compile(r"(?:\b(?:so|thus|hence|therefore),?\s+)?\bthe answer is\b:?", re.IGNORECASE)
 
 
 class _Unreadable(Exception):
@@ -147,18 +146,17 @@ def states_answer(text: str, answer: str) -> bool:
     return any(answer_of(number) == answer for number in _NUMBER.findall(text))
 
 
-def parse(text: str) -> ParsedSample | None:
+def parse(text: str, question: Question) -> ParsedSample | None:
     """Read a completion `<reasoning> The answer is <equation or number>.`; None where it has no readable answer.
 
-    Whatever follows the next-question marker is the teacher going on by itself. The last answer phrase counts. After
-    it there must be one complete expression up to the end of the line; the label keeps the teacher's spelling.
+    The last answer phrase counts. After it there must be one complete expression up to the end of the line; the label
+    keeps the teacher's spelling.
     """
-    own = text.split(NEXT_QUESTION, 1)[0]
-    phrases = list(_PHRASE.finditer(own))
-    if not phrases:
+    parts = split_completion(text, NEXT_QUESTION)
+    if parts is None:
         return None
-    label = own[phrases[-1].end() :].strip().split("\n", 1)[0].strip().removesuffix(".").rstrip()
+    label = parts[1].strip().split("\n", 1)[0].strip().removesuffix(".").rstrip()
     answer = answer_of(label)
     if answer is None:
         return None
-    return ParsedSample(rationale=own[: phrases[-1].start()].strip(), label=label, answer=answer)
+    return ParsedSample(rationale=parts[0], label=label, answer=answer)

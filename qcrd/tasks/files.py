@@ -14,6 +14,8 @@ from qcrd.artifacts import file_digest
 from qcrd.config import ConfigError, TaskConfig
 
 TIMEOUT_SECONDS = 60.0
+DOWNLOAD = "download"
+"""As `task.path`: from where the benchmark is published, with the checksums that its task knows."""
 
 
 def data_folder() -> Path:
@@ -29,6 +31,11 @@ def cache_folder() -> Path:
 def is_url(path: str | None) -> bool:
     """Whether `task.path` names something to download."""
     return path is not None and path.startswith(("http://", "https://"))
+
+
+def is_download(path: str | None) -> bool:
+    """Whether the questions have to be downloaded before they can be read."""
+    return path == DOWNLOAD or is_url(path)
 
 
 def check_file(config: TaskConfig, what: str, *parts: str) -> None:
@@ -58,7 +65,7 @@ def data_file(config: TaskConfig, what: str, *parts: str, known_sha256: str | No
     expected = config.sha256 or (known_sha256 if config.path is None else None)
     if config.path is not None and is_url(config.path):
         assert config.sha256 is not None  # check_file
-        return _downloaded(config.path, config.sha256)
+        return downloaded(config.path, config.sha256)
     path = Path(config.path) if config.path else data_folder().joinpath(*parts)
     if expected is not None:
         _check_digest(path, expected, str(path))
@@ -71,8 +78,11 @@ def _check_digest(path: Path, expected: str, shown: str) -> None:
         raise ConfigError(f"task.path: '{shown}' has the sha256 {found}; it should be {expected}")
 
 
-def _downloaded(url: str, sha256: str) -> Path:
-    """The file of a URL, from the cache where it was downloaded before; the checksum is part of its name."""
+def downloaded(url: str, sha256: str) -> Path:
+    """The file of a URL, from the cache where it was downloaded before; the checksum is part of its name.
+
+    Raises `ConfigError` for a failed download or a wrong checksum.
+    """
     name = Path(urllib.parse.urlparse(url).path).name or "file"
     target = cache_folder() / f"{sha256[:16]}-{name}"
     if target.is_file() and file_digest(target) == sha256:

@@ -1,12 +1,14 @@
 """SVAMP: 1,000 short word problems whose label is an equation, in the splits of Distilling Step-by-Step (DSS).
 
-Reads the authors' SVAMP.json. DSS's 800 training questions are cut once more, 720 to train and 80 to validate, as the
-published results have it. Knows nothing about teachers or training. Method §4 and §9.
+Reads the authors' SVAMP.json, from a file or, with `task.path=download`, from the authors' repository (the copy on the
+Hugging Face hub, ChilleD/SVAMP, is cut otherwise). DSS's 800 training questions are cut once more, 720 to train and 80
+to validate, as the published results have it. Knows nothing about teachers or training. Method §4 and §9.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +17,22 @@ import numpy as np
 from qcrd.artifacts import file_digest
 from qcrd.config import ConfigError, TaskConfig
 from qcrd.records import Question
+from qcrd.tasks.base import Parser
 from qcrd.tasks.equations import ANSWER_PHRASE, answer_of, is_right, parse, states_answer
-from qcrd.tasks.files import check_file, data_file, is_url
+from qcrd.tasks.files import DOWNLOAD, check_file, data_file, is_url
+from qcrd.tasks.parsers import last_number
 
 __all__ = [
     "ANSWER_PHRASE",
     "NAME",
+    "PARSERS",
     "PROMPT",
     "SIMULATED",
     "STOP",
     "answer_of",
     "check",
     "format_prompt",
+    "has_gold_labels",
     "is_right",
     "load",
     "parse",
@@ -43,6 +49,9 @@ PROMPT = Path(__file__).parent / "prompts" / "svamp.txt"
 SHA256 = "5be77703a6d891ae476d7c082787ad361392aa02453b132516cdd5f4e7934e3e"
 """Of the authors' SVAMP.json (github.com/arkilpatel/SVAMP)."""
 
+URL = "https://raw.githubusercontent.com/arkilpatel/SVAMP/main/SVAMP.json"
+PARSERS: Mapping[str, Parser] = {"last_number": last_number}
+
 _PLACE = ("svamp", "SVAMP.json")
 _WHAT = "the authors' SVAMP.json"
 _FIELDS = ("ID", "Body", "Question", "Equation")
@@ -53,13 +62,26 @@ def sizes(config: TaskConfig) -> dict[str, int]:
     return {"train": 720, "validation": 80, "test": 200}
 
 
+def has_gold_labels(config: TaskConfig) -> bool:
+    """Always."""
+    return True
+
+
+def _located(config: TaskConfig) -> TaskConfig:
+    """`download` as the URL and checksum that it stands for."""
+    if config.path != DOWNLOAD:
+        return config
+    return config.model_copy(update={"path": URL, "sha256": config.sha256 or SHA256})
+
+
 def check(config: TaskConfig) -> None:
     """Raise `ConfigError` where SVAMP.json is missing."""
-    check_file(config, _WHAT, *_PLACE)
+    check_file(_located(config), _WHAT, *_PLACE)
 
 
 def source(config: TaskConfig) -> dict[str, str]:
     """SHA-256 of SVAMP.json; a URL's is the configured one, so that planning downloads nothing."""
+    config = _located(config)
     if is_url(config.path) and config.sha256:
         return {"SVAMP.json": config.sha256}
     return {"SVAMP.json": file_digest(data_file(config, _WHAT, *_PLACE, known_sha256=SHA256))}
@@ -79,7 +101,7 @@ def split_rows() -> dict[str, list[int]]:
 
 def load(config: TaskConfig) -> list[Question]:
     """The 1,000 questions: train, validation, test."""
-    path = data_file(config, _WHAT, *_PLACE, known_sha256=SHA256)
+    path = data_file(_located(config), _WHAT, *_PLACE, known_sha256=SHA256)
     problems = _read(path)
     return [_question(problems[row], split, path) for split, rows in split_rows().items() for row in rows]
 

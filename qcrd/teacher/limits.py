@@ -1,8 +1,8 @@
 """What all callers of one endpoint share: requests and tokens a minute, the budget, and when to stop.
 
 A caller leases the right to make attempts and reports how each ended. The rate adapts: where more than a tenth of the
-attempts is refused with status 429 it falls to what was answered, and rises again slowly; what the endpoint says of its
-limits in its headers holds too. Knows nothing about Ray, HTTP or where replies are kept; time is handed in.
+attempts is refused with status 429 it falls to what was answered, and rises again; what the endpoint says of its limits
+in its headers holds too. Knows nothing about Ray, HTTP or where replies are kept; time is handed in.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ class SharedLimits:
         self._tokens = Bucket(tokens_per_minute / 60, now) if tokens_per_minute else None
         self._own = (requests_per_minute, tokens_per_minute)
         self._adapted: Bucket | None = None
+        self._refused_rate = 0.0
         self._budget, self._spent, self._reserved = budget_usd, spent_usd, 0.0
         self._under_way = 0
         self._paused_until = now
@@ -200,19 +201,21 @@ class SharedLimits:
         self._paused_until = max(self._paused_until, now + min(max(pauses), MAX_PAUSE_SECONDS))
 
     def _adapt(self, now: float) -> None:
-        """Once a window: slow down to what was answered, or speed up by a quarter until the rate binds nobody."""
+        """Once a window: slow down to what was answered; or speed up, twofold while far from the rate that was refused
+        last, and by a tenth near it, until the rate binds nobody."""
         seconds, attempts = now - self._window_began, self._answered + self._limited
+        if attempts == 0:
+            self._window_began = now
         if seconds < WINDOW_SECONDS or (attempts < WINDOW_ATTEMPTS and seconds < 10 * WINDOW_SECONDS):
             return
         answered = self._answered / seconds
-        if attempts and self._limited > LIMITED_SHARE * attempts:
-            rate = max(LOWEST_RATE, 0.9 * answered)
-            if self._adapted is not None:
-                rate = min(rate, 0.9 * self._adapted.per_second)
-            self._adapted = _at_rate(self._adapted, max(LOWEST_RATE, rate), now)
+        if self._limited > LIMITED_SHARE * attempts:
+            self._refused_rate = attempts / seconds
+            self._adapted = _at_rate(self._adapted, max(LOWEST_RATE, 0.9 * answered), now)
         elif self._adapted is not None:
-            rate = 1.25 * self._adapted.per_second
-            self._adapted = None if rate > 4 * answered + 1 else _at_rate(self._adapted, rate, now)
+            rate = self._adapted.per_second * (2.0 if self._adapted.per_second < self._refused_rate / 2 else 1.1)
+            unused = rate > 4 * answered + 1
+            self._adapted = None if unused else _at_rate(self._adapted, rate, now)
         self._window_began, self._answered, self._limited = now, 0, 0
 
 

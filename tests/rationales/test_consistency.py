@@ -9,7 +9,7 @@ from qcrd.tasks.base import ParsedSample
 QUESTION = Question("q", "train", "?", "( 1 + 1 )", "2")
 
 
-def parse(text: str) -> ParsedSample | None:
+def parse(text: str, question: Question) -> ParsedSample | None:
     return None if text == "?" else ParsedSample(f"because {text}", text, text)
 
 

@@ -11,6 +11,8 @@ from qcrd.records import Question
 from qcrd.tasks.base import ParsedSample
 from qcrd.tasks.equations import answer_of, canonical_number, evaluate, is_right, last_number, parse
 
+QUESTION = Question("q", "train", "How many?", "( 1.0 + 1.0 )", "2")
+
 
 @pytest.mark.parametrize(
     ("text", "value"),
@@ -137,7 +139,7 @@ def test_right_means_equal_within_a_millionth() -> None:
     ],
 )
 def test_reads_a_completion(text: str, expected: tuple[str, str, str]) -> None:
-    assert parse(text) == ParsedSample(*expected)
+    assert parse(text, QUESTION) == ParsedSample(*expected)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +161,7 @@ def test_reads_a_completion(text: str, expected: tuple[str, str, str]) -> None:
     ],
 )
 def test_reads_no_answer_where_there_is_none(text: str) -> None:
-    assert parse(text) is None
+    assert parse(text, QUESTION) is None
 
 
 def test_the_last_number_of_a_text() -> None:
@@ -175,7 +177,7 @@ def test_reads_the_real_completions_of_palm(shared_data: Path) -> None:
     texts = [text for part in (0, 1) for text in json.loads((folder / f"llm_palm/train_CoT_{part}.json").read_text())]
     assert len(texts) == len(rows) == 800
     assert sum("The answer is" in text.split("Q:")[0] for text in texts) == 789
-    parsed = [parse(text) for text in texts]
+    parsed = [parse(text, QUESTION) for text in texts]
     assert sum(sample is not None for sample in parsed) == 767
     right = sum(
         sample is not None and sample.answer == answer_of(row["label"])

@@ -10,10 +10,13 @@ from pathlib import Path
 import pytest
 
 from qcrd.config import ConfigError
+from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.tasks.base import ParsedSample
 from qcrd.tasks.equations import answer_of
 from qcrd.tasks.parsers import get_parser, last_number
+
+QUESTION = Question("q", "train", "How many?", "( 1.0 + 1.0 )", "2")
 
 
 @pytest.mark.parametrize(
@@ -26,20 +29,23 @@ from qcrd.tasks.parsers import get_parser, last_number
     ],
 )
 def test_last_number(text: str, label: str, answer: str) -> None:
-    assert last_number(text) == ParsedSample(rationale=text.strip(), label=label, answer=answer)
+    assert last_number(text, QUESTION) == ParsedSample(rationale=text.strip(), label=label, answer=answer)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "She has 3 pears. We cannot know.", "9" * 500, "٣"])
 def test_no_last_number(text: str) -> None:
-    assert last_number(text) is None
+    assert last_number(text, QUESTION) is None
 
 
 def test_parsers_are_chosen_by_name() -> None:
     task = get_task("svamp")
     assert get_parser("task", task) is task.parse
     assert get_parser("last_number", task) is last_number
-    with pytest.raises(ConfigError, match=r"^teacher\.parser: 'x' is not allowed; the parsers are task, last_number$"):
+    with pytest.raises(ConfigError, match=r"^teacher\.parser: 'x' is .*; the parsers of svamp are task, last_number$"):
         get_parser("x", task)
+    for name in ("cqa", "anli1", "esnli"):
+        with pytest.raises(ConfigError, match=rf"'last_number' is .*; the parsers of {name} are task, first_answer$"):
+            get_parser("last_number", get_task(name))
 
 
 def test_last_number_on_real_free_text(shared_data: Path) -> None:
@@ -54,7 +60,7 @@ def test_last_number_on_real_free_text(shared_data: Path) -> None:
         gold = answer_of(row["label"])
         for text in row["output"]:
             total += 1
-            sample = last_number(text)
+            sample = last_number(text, QUESTION)
             parsed += sample is not None
             right += sample is not None and sample.answer == gold
             sentence = [part for part in re.split(r"(?<=[.!?])\s+|\n+", text.strip()) if part.strip()][-1:]

@@ -1,13 +1,9 @@
-"""SVAMP in DSS's splits, against DSS's own files; and the file errors of every file-backed task."""
+"""SVAMP in DSS's splits, against DSS's own files; and the errors of a task of one file."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -24,19 +20,10 @@ def original(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def served(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def served(original: Path, site) -> str:
     """URL of SVAMP.json on a server of this machine, with an empty download cache."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    site = tmp_path / "site"
-    site.mkdir()
-    shutil.copyfile(original, site / "SVAMP.json")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(site)))
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/SVAMP.json"
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    shutil.copyfile(original, site.folder / "SVAMP.json")
+    return f"{site.url}/SVAMP.json"
 
 
 def test_splits_are_those_of_dss(original: Path) -> None:
@@ -118,6 +105,14 @@ def test_a_url_is_downloaded_once(served: str, tmp_path: Path) -> None:
     (tmp_path / "site" / "SVAMP.json").unlink()
     assert len(svamp.load(config)) == 1000
     assert len(list((tmp_path / "cache" / "qcrd").iterdir())) == 1
+
+
+def test_download_is_the_authors_file(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = TaskConfig(path="download")
+    svamp.check(config)
+    assert svamp.source(config) == {"SVAMP.json": svamp.SHA256}
+    monkeypatch.setattr(svamp, "URL", served)
+    assert len(svamp.load(config)) == 1000
 
 
 def test_a_url_needs_a_checksum_and_the_right_one(served: str, tmp_path: Path) -> None:

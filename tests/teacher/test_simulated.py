@@ -33,14 +33,14 @@ def write(question: Question, error_rate: float, index: int = 0, seed: int = 0) 
 
 def test_without_errors_every_sample_is_right() -> None:
     for question in QUESTIONS:
-        sample = arithmetic.parse(write(question, 0.0))
+        sample = arithmetic.parse(write(question, 0.0), question)
         assert sample is not None and sample.label == question.label and sample.answer == question.answer
 
 
 def test_with_errors_only_every_sample_parses_to_a_wrong_answer() -> None:
     for question in QUESTIONS:
         for index in range(3):
-            sample = arithmetic.parse(write(question, 1.0, index))
+            sample = arithmetic.parse(write(question, 1.0, index), question)
             assert sample is not None and sample.answer != question.answer
 
 
@@ -48,7 +48,7 @@ def test_the_share_of_wrong_samples_is_the_error_rate() -> None:
     wrong = 0
     for question in QUESTIONS:
         for index in range(5):
-            sample = arithmetic.parse(write(question, 0.25, index))
+            sample = arithmetic.parse(write(question, 0.25, index), question)
             wrong += sample is None or sample.answer != question.answer
     assert wrong / (5 * len(QUESTIONS)) == pytest.approx(0.25, abs=0.03)
 
@@ -57,7 +57,7 @@ def test_what_the_reasoning_says_is_what_it_answers() -> None:
     """The last result of the text is the value of the stated label; at most one sum of a text is false (the slip)."""
     slips = 0
     for question in QUESTIONS:
-        sample = arithmetic.parse(write(question, 0.5))
+        sample = arithmetic.parse(write(question, 0.5), question)
         assert sample is not None
         sums = re.findall(r"([0-9]+ [-+*/] [0-9]+) = ([0-9]+)", sample.rationale)
         assert len(sums) == len(json.loads(question.facts)["steps"]) == sample.rationale.count(".")
