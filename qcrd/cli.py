@@ -47,7 +47,7 @@ def plan(recipe: Recipe, overrides: Overrides = None) -> None:
         display.table(title, ["stage", "state", "work or folder"], rows)
 
 
-RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="ask again for the samples that failed, and just those")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="ask again for just the samples that failed")]
 AcceptMissing = Annotated[
     bool, typer.Option("--accept-missing", help="go on without the samples that are missing; nobody is asked")
 ]
@@ -55,8 +55,9 @@ AcceptMissing = Annotated[
 
 @app.command()
 def run(
-    recipe: Recipe, overrides: Overrides = None, retry_errors: RetryErrors = False, accept_missing: AcceptMissing = False
-) -> None:
+    recipe: Recipe, overrides: Overrides = None, retry_errors: RetryErrors = False,
+    accept_missing: AcceptMissing = False,
+) -> None:  # fmt: skip
     """Run what is missing of an experiment, and show where everything lies."""
     config = experiment(recipe, overrides or [])
     from qcrd import pipeline

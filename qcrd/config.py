@@ -132,12 +132,12 @@ class TeacherConfig(Settings):
     seed: int = 0
     prompt: str | None = Field(default=None, description="few-shot prompt file; default: the task's own")
     parser: str = Field(default="task", description="how an answer is read from a completion: task, or a named parser")
-    store: str | None = Field(default=None, description="folder or fsspec URL of the sample store; default: <output>/store")
+    store: str | None = Field(default=None, description="sample store: folder or fsspec URL; default: <output>/store")
     flush_seconds: float = Field(default=5.0, gt=0, description="replies are on the disk, or at the URL, after this")
     concurrency: Positive = Field(default=32, description="requests under way at once, over all actors")
     actors: Positive = 1
     samples_per_request: Literal["auto"] | Positive = Field(
-        default="auto", description="n: choices asked for at once; auto: all that a question lacks, where the server can"
+        default="auto", description="n: choices a request; auto: all that a question lacks, where the server can"
     )
     requests_per_minute: Positive | None = Field(default=None, description="over all actors; None: no limit of ours")
     tokens_per_minute: Positive | None = Field(default=None, description="prompt and completion, over all actors")

@@ -292,10 +292,11 @@ def _teacher_rows(samples: Mapping[str, Any]) -> list[list[str]]:
     rows = []
     if samples.get("prompt_tokens") or samples.get("completion_tokens"):
         uncounted = f", {samples['uncounted']} replies without counts" if samples.get("uncounted") else ""
-        rows.append(["teacher tokens, prompt + completion", f"{samples['prompt_tokens']} + {samples['completion_tokens']}{uncounted}"])
+        tokens = f"{samples['prompt_tokens']} + {samples['completion_tokens']}{uncounted}"
+        rows.append(["teacher tokens, prompt + completion", tokens])
     if "usd" in samples:
         rows.append(["price of the teacher's samples", f"${samples['usd']:.4f}"])
     if samples.get("samples_per_second"):
         rows.append(["samples a second, when they were asked for", f"{samples['samples_per_second']:.1f}"])
-    rows += [[f"teacher samples with {kind}", str(count)] for kind, count in samples.items() if kind.startswith("error ")]
-    return rows
+    errors = {key: count for key, count in samples.items() if key.startswith("error ")}
+    return rows + [[f"teacher samples with {kind}", str(count)] for kind, count in errors.items()]

@@ -1,7 +1,7 @@
 """A simulated OpenAI-compatible endpoint, in a process of its own, for measuring the sampler.
 
-No language model is asked. It answers each chat completion after a fixed delay with a short made-up chain of thought, fails a given share of the
-requests, and logs each request with the times of its arrival and its answer. Run as
+No language model is asked. It answers each chat completion after a fixed delay with a short made-up chain of thought,
+fails a given share of the requests, and logs each request with the times of its arrival and its answer. Run as
 `python -m experiments.benchmarks.endpoint --port 0 …`; it prints its port as the first line.
 """
 

@@ -125,7 +125,7 @@ class Asker:
         if len(keys) > 1:
             self.honours_n = got > 1
         rest = slice(got, None)
-        return here if got == len(keys) else _sum(here, await self._ask_each(_part(call, rest), keys[rest]))
+        return here if got == len(keys) else _sum(here, await self._ask_each(call.part(rest), keys[rest]))
 
     def keep(self, answer: Answer, attempts: int, keys: Sequence[bytes]) -> Asked:
         """Write an answer's records under the first of `keys`. Raises `StoreError`."""
@@ -135,7 +135,7 @@ class Asker:
 
     async def _ask_each(self, call: Call, keys: Sequence[bytes]) -> Asked:
         """One call for each sample."""
-        parts = (self.ask(_part(call, slice(at, at + 1)), keys[at : at + 1]) for at in range(len(keys)))
+        parts = (self.ask(call.part(slice(at, at + 1)), keys[at : at + 1]) for at in range(len(keys)))
         asked = _sum(*await asyncio.gather(*parts))
         if asked.replies and self.honours_n is None:
             self.honours_n = False
@@ -223,11 +223,6 @@ def total_tokens(replies: Sequence[Reply]) -> tuple[int | None, int | None]:
         sum(prompt) if whole and len(prompt) == len(replies) else None,
         sum(completion) if whole and len(completion) == len(replies) else None,
     )
-
-
-def _part(call: Call, rows: slice) -> Call:
-    """Some samples of a call."""
-    return replace(call, indices=call.indices[rows], seeds=call.seeds[rows])
 
 
 def _count(records: Sequence[Record]) -> Asked:

@@ -7,7 +7,7 @@ are kept.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 
@@ -23,6 +23,10 @@ class Call:
     label: str
     facts: str
     seeds: tuple[int, ...]
+
+    def part(self, rows: slice) -> Call:
+        """The call for some of its samples."""
+        return replace(self, indices=self.indices[rows], seeds=self.seeds[rows])
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ Record = Reply | Failure
 
 @dataclass(frozen=True)
 class RateHeaders:
-    """What an endpoint says of its own limits: requests and tokens a minute, what is left, seconds until it is reset."""
+    """What an endpoint says of its limits: requests and tokens a minute, what is left, seconds until it is reset."""
 
     limit_requests: float | None = None
     limit_tokens: float | None = None

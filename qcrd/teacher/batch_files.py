@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.base import Call, Reply, TeacherError
+from qcrd.teacher.base import Call, Record, Reply, TeacherError
 from qcrd.teacher.openai_client import read_replies, request_body, status_error
 
 
@@ -59,8 +59,8 @@ def _joined(lines: Sequence[bytes], requests: dict[str, list[str]]) -> InputFile
     return InputFile(content, hashlib.sha256(content).hexdigest(), requests)
 
 
-def read_result(data: dict[str, Any], most: int) -> list[Reply]:
-    """At most `most` replies of a line of results. Raises `TeacherError` where it has none."""
+def read_result(data: dict[str, Any], most: int) -> list[Record]:
+    """At most `most` records of a line of results. Raises `TeacherError` where it has none."""
     response, error = data.get("response"), data.get("error")
     if not isinstance(response, dict):  # it was never asked: the batch ended first, for instance
         if not isinstance(error, dict):
@@ -71,4 +71,5 @@ def read_result(data: dict[str, Any], most: int) -> list[Reply]:
         raise TeacherError(f"malformed: no status in {data}", retryable=True)
     if status != 200:
         raise status_error(status, json.dumps(body or {"error": error}), {})
-    return [replace(reply, batch=True) for reply in read_replies(json.dumps(body), most)]
+    records = read_replies(json.dumps(body), most)
+    return [replace(record, batch=True) if isinstance(record, Reply) else record for record in records]

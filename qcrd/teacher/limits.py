@@ -55,7 +55,7 @@ Report = Outcome | GaveUp
 
 @dataclass(frozen=True)
 class Grant:
-    """The first `count` needs may go ahead; the others ask again after `wait` seconds, or never, where `stop` says why."""
+    """The first `count` needs may go ahead; the others ask again after `wait` seconds, or never: `stop` says why."""
 
     count: int
     wait: float = 0.0
@@ -98,8 +98,8 @@ class SharedLimits:
     """The state behind all leases. Call it from one thread."""
 
     def __init__(
-        self, requests_per_minute: int | None, tokens_per_minute: int | None, budget_usd: float | None, spent_usd: float,
-        patience: int, clock: Callable[[], float] = time.monotonic,
+        self, requests_per_minute: int | None, tokens_per_minute: int | None, budget_usd: float | None,
+        spent_usd: float, patience: int, clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         """`spent_usd` has been paid before. After `patience` calls in a row that were given up because the endpoint
         failed, all stop."""

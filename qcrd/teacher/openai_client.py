@@ -202,7 +202,7 @@ def status_error(status: int, body: str, headers: Mapping[str, str]) -> TeacherE
         data = None
     told = data.get("error") if isinstance(data, dict) else None
     fields: dict[str, Any] = told if isinstance(told, dict) else {}
-    message = fields.get("message") if isinstance(fields.get("message"), str) else told if isinstance(told, str) else body
+    message = next((text for text in (fields.get("message"), told) if isinstance(text, str)), body)
     code = str(fields.get("code") or fields.get("type") or "")
     if "content_filter" in code or "content_policy" in code:
         return TeacherError(f"content filter: {message}", status)

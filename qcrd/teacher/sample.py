@@ -1,8 +1,8 @@
 """Teacher sampling on Ray Data: questions x sample index, asked by async actors, kept in the sample store.
 
-Every reply is in the store before anything reads it, so what is missing is what the store lacks, and a second start asks
-for that alone. When an actor or its node dies, what is then missing is asked for in a new pass. The driver's memory
-holds the questions and 32 bytes for each sample.
+Every reply is in the store before anything reads it, so what is missing is what the store lacks, and a second start
+asks for that alone. When an actor or its node dies, what is then missing is asked for in a new pass. The driver's
+memory holds the questions and 32 bytes for each sample.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
+from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qcrd.config import ExperimentConfig, TeacherConfig
@@ -27,8 +27,10 @@ from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.tasks.base import Task
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped
+from qcrd.teacher.base import TeacherError
+from qcrd.teacher.batch import resume_batches, run_batches
 from qcrd.teacher.build import build_teacher, make_limits
-from qcrd.teacher.cost import Price, read_price
+from qcrd.teacher.cost import Price, read_price, spent_usd, worst_case_prompt_tokens
 from qcrd.teacher.freeze import freeze, spent_before
 from qcrd.teacher.imported import ImportedCompletions, read_completions
 from qcrd.teacher.limits import Grant, Need, Report, Totals
@@ -42,7 +44,7 @@ from qcrd.teacher.requests import (
     store_place,
     wanted_samples,
 )
-from qcrd.teacher.store import SampleStore, StoreError, StoreWriter, question_key, sample_key
+from qcrd.teacher.store import SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
 
 OnProgress = Callable[[int, int, Mapping[str, Any]], None]
 MAX_BATCH, BATCHES_PER_BLOCK, BLOCKS_AT_ONCE = 128, 4, 16
@@ -95,7 +97,7 @@ class SamplingActor:
         self._job, self._limits = job, limits
         self._task = get_task(job.task)
         self._questions, self._completions = ray.get(data)
-        self._slots = ray.get(limits.slots.remote())
+        self._slots: int = ray.get(limits.slots.remote())  # pyright: ignore[reportAssignmentType]
         self._writer = StoreWriter(job.store, job.teacher.flush_seconds)
         self._asker: Asker | None = None
         self._leases = Leases(self._lease)
@@ -188,57 +190,77 @@ class Sampling:
     usd_unknown: int = 0
     seconds: float = 0.0
 
-    def run(self, retry_errors: bool) -> None:
-        """Ask until nothing is missing. Raises `Stopped`, `StoreError`, and `ConfigError` for what the first call shows.
+    def run(self, retry_errors: bool) -> StoreIndex:
+        """Ask until nothing is missing; returns what the store then has.
 
-        With `retry_errors` a sample that failed is missing too, once.
+        With `retry_errors` a sample that failed is missing too, once. Raises `Stopped`, `StoreError`, and `ConfigError`
+        for what the first call shows.
         """
-        teacher, stalled = self.config.teacher, 0
-        if teacher.mode == "batch":
-            asyncio.run(self._resume_batches())
+        stalled = 0
+        batch = self.config.teacher.mode == "batch"
+        if batch:
+            self._in_batches(None)
         while True:
             index = self.store.index()
             missing = missing_mask(self.wanted, index, retry_errors)
             if not missing.any():
-                return
-            spent = 0.0
-            if teacher.budget_usd is not None and self.price is not None:
-                spent = spent_before(self.wanted, index, self.price)
-            n = samples_per_request(self.config, self.store) or 1
-            if teacher.kind == "openai" and not self.asked:
-                n, asked = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price)
-                self.asked += asked
-                missing &= ~self.store.index().answered(self.wanted.keys)
-            calls = split_calls(missing, n)
-            if teacher.mode == "batch":
-                asyncio.run(self._run_batches(calls, spent))
-                return
+                return index
+            spent = self._spent(index)
+            calls = self._calls(missing, spent)
             before = self.asked
             try:
-                self._pass(calls, spent)
-                return
-            except ray.exceptions.RayTaskError:
+                if batch:
+                    fitting = self._affordable(calls, spent)
+                    self._in_batches(calls[:fitting])
+                    retry_errors &= fitting == len(calls)
+                    if fitting < len(calls):
+                        continue  # they may have cost less than the most that was reckoned with
+                else:
+                    self._pass(calls, spent)
+            except RayTaskError:
                 raise
-            except ray.exceptions.RayError as error:
+            except RayError as error:
                 stalled = stalled + 1 if self.asked == before else 0
                 if stalled == PASSES_WITHOUT_PROGRESS:
                     raise
                 logger.warning("sampling lost an actor (%s); what is missing is asked for", type(error).__name__)
+                continue
+            index = self.store.index()
+            left = int(missing_mask(self.wanted, index, False).sum())
+            if left:
+                raise Stopped(f"{left} samples were not answered")
+            return index
 
-    def _pass(self, calls: np.ndarray, spent_usd: float) -> None:
+    def _spent(self, index: StoreIndex) -> float:
+        if self.config.teacher.budget_usd is None or self.price is None:
+            return 0.0
+        return spent_before(self.wanted, index, self.price)
+
+    def _calls(self, missing: np.ndarray, spent: float) -> np.ndarray:
+        """Calls for what is missing. Where somebody has to be reached, the first is made here and now."""
+        n = samples_per_request(self.config, self.store) or 1
+        if self.config.teacher.kind == "openai" and not self.asked:
+            n, asked = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price)
+            self.asked += asked
+            missing = missing & ~self.store.index().answered(self.wanted.keys)
+        return split_calls(missing, n)
+
+    def _pass(self, calls: np.ndarray, spent: float) -> None:
         """Make the calls on Ray Data. Raises `RayError` where an actor dies, `Stopped` where the limits say so."""
         if len(calls) == 0:
             return
         teacher = self.config.teacher
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        limits = ray.remote(LimitsActor).options(num_cpus=0, scheduling_strategy=here).remote(teacher, spent_usd)
+        actor_class: Any = ray.remote(LimitsActor)
+        limits = actor_class.options(num_cpus=0, scheduling_strategy=here).remote(teacher, spent)
         few_shot = read_prompt(teacher, self.task)
         job = Job(teacher, self.task.NAME, few_shot, self.wanted.identity, self.store.place, self.price)
         rows = self.wanted.questions
         table = pa.table({name: [getattr(row, name) for row in rows] for name in ("id", "text", "label", "facts")})
         started = time.perf_counter()
         try:
-            self._watch(_calls_dataset(calls, job, limits, [ray.put(table), ray.put(self.completions)]), limits, started)
+            data = [ray.put(table), ray.put(self.completions)]
+            self._watch(_calls_dataset(calls, job, limits, data), limits, started)
         finally:
             self.seconds += time.perf_counter() - started
         reason, totals = ray.get(limits.state.remote())
@@ -251,7 +273,7 @@ class Sampling:
     def _watch(self, dataset: Any, limits: Any, started: float) -> None:
         """Take the batches as they come, and show how far it is."""
         total = self.wanted.total
-        done = total - int(missing_mask(self.wanted, self.store.index(), True).sum()) - self.asked
+        done = self._done()
         shown, errors, before = started, 0, self.asked
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             errors += int(batch["failures"].sum())
@@ -260,7 +282,8 @@ class Sampling:
             if now - shown >= SHOW_SECONDS:
                 shown = now
                 _, totals = ray.get(limits.state.remote())
-                self.on_progress(done + self.asked, total, self._shown(totals, now - started, errors, self.asked - before))
+                info = self._shown(totals, now - started, errors, self.asked - before)
+                self.on_progress(done + self.asked, total, info)
         self.on_progress(done + self.asked, total, {"errors": errors})
 
     def _shown(self, totals: Totals, seconds: float, errors: int, asked: int) -> dict[str, Any]:
@@ -272,11 +295,53 @@ class Sampling:
             info["rate limited"] = totals.limited
         return info
 
-    async def _resume_batches(self) -> None:
-        """Take what batches of an earlier start have brought."""
+    def _affordable(self, calls: np.ndarray, spent: float) -> int:
+        """How many of the calls fit into the budget in batch mode, each at the most it can cost. Raises `Stopped` where
+        not even the first does."""
+        teacher = self.config.teacher
+        if teacher.budget_usd is None or self.price is None:
+            return len(calls)
+        few_shot = read_prompt(teacher, self.task)
+        for row, (question, first, count) in enumerate(calls.tolist()):
+            call = build_call(teacher, self.task, few_shot, self.wanted.questions[question], first, count)
+            prompt, completion = worst_case_prompt_tokens(call.prompt), count * teacher.max_tokens
+            spent += spent_usd(self.price, prompt, completion, batch=True)
+            if spent > teacher.budget_usd:
+                if row == 0:
+                    raise Stopped(f"teacher.budget_usd: the next request may pass ${teacher.budget_usd:g}")
+                return row
+        return len(calls)
 
-    async def _run_batches(self, calls: np.ndarray, spent_usd: float) -> None:
-        """Make the calls in batch mode."""
+    def _in_batches(self, calls: np.ndarray | None) -> None:
+        """Make the calls in batch mode; None: wait for those that an earlier start has made."""
+        teacher = self.config.teacher
+        few_shot = read_prompt(teacher, self.task)
+        built = (
+            (
+                build_call(teacher, self.task, few_shot, self.wanted.questions[row], first, count),
+                self.wanted.keys_of(row, first, count),
+            )
+            for row, first, count in ([] if calls is None else calls.tolist())
+        )
+        done, before, started = self._done(), self.asked, time.perf_counter()
+
+        def show(samples: int) -> None:
+            self.asked = before + samples
+            self.on_progress(done + samples, self.wanted.total, {"mode": "batch"})
+
+        with StoreWriter(self.store.place, teacher.flush_seconds) as writer:
+            try:
+                if calls is None:
+                    asyncio.run(resume_batches(teacher, self.store, writer, show))
+                else:
+                    asyncio.run(run_batches(teacher, self.task.STOP, self.store, writer, built, show))
+            except TeacherError as error:
+                raise Stopped(str(error)) from error
+        self.seconds += time.perf_counter() - started
+
+    def _done(self) -> int:
+        """How many of the wanted samples have a record, before this start asked for any."""
+        return self.wanted.total - int(missing_mask(self.wanted, self.store.index(), False).sum()) - self.asked
 
 
 def sample(
@@ -296,14 +361,13 @@ def sample(
     completions = imported.by_question_id if imported is not None else {}
     sampling = Sampling(config, task, wanted, store, price, completions, on_progress)
     try:
-        if not accept_missing:
-            sampling.run(retry_errors)
+        index = store.index() if accept_missing else sampling.run(retry_errors)
     except StoreError as error:
         raise Stopped(str(error)) from error
     finally:
         store.sync()
     return {
-        **freeze(wanted, store.index(), out, price),
+        **freeze(wanted, index, out, price),
         "asked": sampling.asked,
         "attempts": sampling.attempts,
         **({"usd_of_this_start": sampling.usd, "attempts_of_unknown_price": sampling.usd_unknown} if price else {}),

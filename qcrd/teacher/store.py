@@ -24,7 +24,7 @@ import threading
 import uuid
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Protocol, Self
@@ -45,6 +45,8 @@ _HEAD, _TAIL = b'{"key":"', b',"sha256":"'
 _KEY_END = len(_HEAD) + 64
 _TAIL_LENGTH = len(_TAIL) + 64 + len(b'"}\n')
 _DAMAGED = "damaged-"
+_STATE = ("name", "size", "ETag", "etag", "LastModified", "created")
+"""What file systems say of an object that changes when the object does."""
 
 
 class StoreError(Exception):
@@ -215,7 +217,7 @@ class SampleStore:
     def read_text(self, name: str) -> str | None:
         """A small file beside the parts; None where there is none."""
         try:
-            return self._fs.cat_file(f"{self.path}/{name}").decode()
+            return bytes(self._fs.cat_file(f"{self.path}/{name}")).decode()  # pyright: ignore[reportArgumentType]
         except FileNotFoundError:
             return None
 
@@ -246,7 +248,7 @@ class SampleStore:
             self._folder = tempfile.TemporaryDirectory(prefix="qcrd-store-")
         for info in self._fs.ls(self.path, detail=True) if names else []:
             name = f"{self.path}/{str(info['name']).rsplit('/', 1)[-1]}"
-            state = digest_of([str(info.get(key)) for key in ("name", "size", "ETag", "etag", "LastModified", "created")])
+            state = digest_of([str(info.get(key)) for key in _STATE])
             self._copies[name] = Path(self._folder.name) / f"{state[:32]}.jsonl"
         absent = [name for name in names if not self._copies[name].exists()]
         if absent:
@@ -301,7 +303,8 @@ class _Part:
 class _Sink(Protocol):
     """Where a writer's lines go. `write` keeps them, `flush` makes them durable; both may raise OSError."""
 
-    path: str
+    @property
+    def path(self) -> str: ...
 
     def write(self, data: bytes) -> None: ...
 

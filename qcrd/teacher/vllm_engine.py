@@ -20,7 +20,6 @@ from dataclasses import replace
 from typing import Any
 
 from qcrd.config import ConfigError, TeacherConfig
-from qcrd.seeding import stable_seed
 from qcrd.teacher.base import Answer, Call, Reply, TeacherError
 
 TEMPLATE_FIELD = "chat_template_kwargs"
@@ -60,17 +59,9 @@ def sampling_parameters(config: TeacherConfig, stop: Sequence[str], call: Call) 
         "top_p": config.top_p,
         "max_tokens": config.max_tokens,
         "stop": list(stop) or None,
-        "seed": call.seed,
+        "seed": call.seeds[0],
         **extra,
     }
-
-
-def single_calls(config: TeacherConfig, call: Call) -> list[Call]:
-    """The call as one for each sample, with the seeds that such calls would have had (requests.build_call)."""
-    return [
-        replace(call, indices=(index,), seed=stable_seed(config.seed, call.question_id, index) % 2**31)
-        for index in call.indices
-    ]
 
 
 def chat_prompt(tokenizer: Any, prompt: str, options: Mapping[str, Any] | None = None) -> str:
@@ -113,7 +104,7 @@ class VllmTeacher:
             self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.vllm.revision)
             self._engine_prompt("")  # a model without a template is refused before it is loaded
         try:
-            self._engine_sampling(Call("", (0,), "", "", "", 0))
+            self._engine_sampling(Call("", (0,), "", "", "", (0,)))
         except TypeError as error:
             raise ConfigError(
                 f"teacher.extra_body: {config.extra_body} does not fit vLLM's SamplingParams: {error}"
@@ -123,7 +114,7 @@ class VllmTeacher:
     async def ask(self, call: Call) -> Answer:
         """One reply for each sample. Where one fails, those before it are the answer; without any, its error is."""
         prompt = self._engine_prompt(call.prompt)
-        singles = single_calls(self._config, call)
+        singles = [call.part(slice(row, row + 1)) for row in range(len(call.indices))]
         results = await asyncio.gather(*(self._generate(prompt, one) for one in singles), return_exceptions=True)
         replies: list[Reply] = []
         for result in results:
