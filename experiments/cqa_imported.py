@@ -3,8 +3,8 @@
 The rationales are Bing Chat's under five prompts (causal, consensus, contrastive, if_else, neutral: samples 0 to 4), so
 m = 5 compares ways of asking, not draws of one. Each reply answers first, so its first sentence is no part of the
 rationale (parser `first_answer`). The student is a small T5 from scratch with T5's own tokenizer, so its accuracy says
-nothing about T5's. Of the 8,766 training questions only as many take part as the steps can visit. Data: QCRD_DATA,
-default ../shared/data.
+nothing about T5's (after these 200 steps it is 0 %): it shows that real rationales go all the way through. Of the
+8,766 training questions only as many take part as the steps can visit. Data: QCRD_DATA, default ../shared/data.
 """
 
 from qcrd.config import (
