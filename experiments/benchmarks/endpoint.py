@@ -69,15 +69,13 @@ def make_app(delay: float, stall: float, shares: dict[str, float], seed: int) ->
     async def report(_: web.Request) -> web.Response:
         return web.json_response({"requests": log.requests, "peak": log.peak})
 
-    async def reset(_: web.Request) -> web.Response:
-        log.requests.clear()
-        log.peak = 0
-        return web.Response()
+    async def count(_: web.Request) -> web.Response:
+        return web.json_response(len(log.requests))
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", complete)
     app.router.add_get("/log", report)
-    app.router.add_post("/reset", reset)
+    app.router.add_get("/count", count)
     return app
 
 

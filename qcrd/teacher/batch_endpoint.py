@@ -23,7 +23,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_ran
 
 from qcrd.config import TeacherConfig
 from qcrd.teacher.base import TeacherError
-from qcrd.teacher.openai_client import api_key, make_client, safe_reason, status_error
+from qcrd.teacher.openai_client import OPENAI_URL, api_key, make_client, safe_reason, status_error
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +46,7 @@ class BatchEndpoint:
         self.route: Literal["/v1/completions", "/v1/chat/completions"] = (
             "/v1/completions" if config.api == "completions" else "/v1/chat/completions"
         )
-        # The address may come from OPENAI_BASE_URL, where a password is not refused.
-        url = self._client.base_url.copy_with(username=None, password=None, query=None, fragment=None)
-        self.base_url = str(url).rstrip("/")
+        self.base_url = (config.base_url or OPENAI_URL).rstrip("/")
 
     async def close(self) -> None:
         await self._client.close()

@@ -31,6 +31,8 @@ _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
 _DURATION = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 NO_KEY = "EMPTY"
+OPENAI_URL = "https://api.openai.com/v1"
+"""Given always, so that OPENAI_BASE_URL of somebody's shell does not send questions elsewhere."""
 
 
 def api_key(config: TeacherConfig) -> str:
@@ -64,7 +66,7 @@ def make_client(config: TeacherConfig) -> AsyncOpenAI:
     # Its default transport looks at every idle connection for every request; with 64 that is a third of the time.
     transport = DefaultAioHttpClient(timeout=config.timeout_seconds)
     return AsyncOpenAI(
-        api_key=api_key(config), base_url=config.base_url, timeout=config.timeout_seconds, max_retries=0,
+        api_key=api_key(config), base_url=config.base_url or OPENAI_URL, timeout=config.timeout_seconds, max_retries=0,
         http_client=transport,
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ def make_calls(count: int = 3, n: int = 1) -> Calls:
     calls: Calls = []
     for i in range(count):
         keys = [sample_key(question_key("test", f"q{i}"), index) for index in range(n)]
-        calls.append((Call(f"q{i}", tuple(range(n)), f"Q: {i} and {i + 1}?\nA:", "secret label", "", i), keys))
+        calls.append((Call(f"q{i}", tuple(range(n)), f"Q: {i} and {i + 1}?\nA:", "secret label", "", tuple(10 * i + j for j in range(n))), keys))
     return calls
 
 
@@ -321,7 +321,7 @@ def test_errors_of_single_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (429, {"error": {"code": "insufficient_quota", "message": "pay"}}),
     ]
     calls = make_calls(6, 2)
-    with loopback_batches(result=lambda body: answers[body["seed"]]) as server:
+    with loopback_batches(result=lambda body: answers[body["seed"] // 10]) as server:
         summary = start(settings(server.base_url), tmp_path, calls)[1]
     failures = [Failure("status 400: bad ***", 400, 1)] * 2 + [Failure("content filter: no", 400, 1)] * 2
     assert records(tmp_path, calls) == [*failures, *[None] * 8]
@@ -434,16 +434,6 @@ def test_what_cannot_pass_is_an_error_without_the_key(
         server.status = lambda m, where, n: None
         start(settings(server.base_url), tmp_path, calls)
     assert records(tmp_path, calls) == expected(calls) and set(server.paid.values()) == {1}
-
-
-def test_an_address_with_a_password_is_kept_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    calls = make_calls(1)
-    with loopback_batches() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url.replace("//", "//me:canary@"))
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-canary")
-        start(settings(server.base_url).model_copy(update={"base_url": None}), tmp_path, calls)
-    (state,) = states(tmp_path)
-    assert state["base_url"] == server.base_url and "canary" not in json.dumps(state)
 
 
 def test_nothing_in_flight_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,254 @@
+"""How fast, how safe and how small teacher sampling is: `python -m experiments.benchmarks.teacher`, about 12 minutes.
+
+Everything is measured against a simulated endpoint in a process of its own, on this machine; no language model is
+asked. It prints a table, and as its last line JSON:
+
+- clean_ratio: samples a second over 4,000 requests with answers after 500 ms and 64 at once, over the ideal 128;
+- faulty_ratio: the same with 2 % 429s, 1 % 500s, 1 % stalls (cut after 3 s) and 1 % malformed bodies, unanswered;
+- scan_seconds, scan_gib: opening a store of e-SNLI x 5 samples and finding what is missing; peak memory;
+- driver_growth_mib: the driver's peak memory with 100,000 requests less that with 10,000 (endpoint without delay);
+- lost_replies, paid_twice, in_flight_bound: one job killed -9 at ten random moments (its driver, its actor, or all of
+  its processes): replies served more than one flush interval before a kill and asked for again; the most requests
+  made again after one kill; and what that may be: concurrency + the replies of one flush interval.
+
+Times run from the first request to the last reply.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from qcrd.config import ExperimentConfig, TeacherConfig
+from qcrd.records import Question
+from qcrd.tasks import get_task
+from qcrd.teacher.base import Reply
+from qcrd.teacher.requests import missing_mask, wanted_samples
+from qcrd.teacher.store import SampleStore, StoreWriter
+
+CONCURRENCY, DELAY, REQUESTS = 64, 0.5, 4000
+FAULTS = {"429": 0.02, "500": 0.01, "timeout": 0.01, "malformed": 0.01}
+ESNLI_QUESTIONS, ESNLI_SAMPLES, MISSING_EVERY = 549_367, 5, 101
+KILLS, KILLED_JOB_REQUESTS = 10, 6000
+FLUSH_SECONDS = TeacherConfig().flush_seconds
+Numbers = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """A simulated endpoint that runs."""
+
+    port: int
+
+    @property
+    def base_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}/v1"
+
+    def read(self, path: str) -> Any:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/{path}") as response:
+            return json.load(response)
+
+
+@contextlib.contextmanager
+def endpoint(delay: float, faults: dict[str, float] | None = None) -> Iterator[Endpoint]:
+    command = [sys.executable, "-m", "experiments.benchmarks.endpoint", "--delay", str(delay)]
+    command += ["--faults", json.dumps(faults or {})]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            yield Endpoint(int(process.stdout.readline()))
+        finally:
+            process.kill()
+
+
+def job_command(base_url: str, output: Path, questions: int, timeout: float) -> list[str]:
+    return [
+        sys.executable, "-m", "experiments.benchmarks.sampling_job", "--base-url", base_url, "--output", str(output),
+        "--questions", str(questions), "--timeout", str(timeout),
+    ]  # fmt: skip
+
+
+def run_job(base_url: str, questions: int, timeout: float) -> dict[str, Any]:
+    """A whole job with an empty store; what it printed."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = job_command(base_url, Path(folder), questions, timeout)
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure_throughput(faults: dict[str, float] | None) -> tuple[float, int]:
+    """Samples a second over the ideal, and how many questions were left unanswered."""
+    with endpoint(DELAY, faults) as served:
+        result = run_job(served.base_url, REQUESTS, timeout=3.0)
+        requests = served.read("log")["requests"][1:]  # the first is the probe, before Ray starts
+    answers = [answer for _, _, answer in requests if answer is not None]
+    seconds = max(answers) - min(arrival for _, arrival, _ in requests)
+    return len(answers) / seconds / (CONCURRENCY / DELAY), result["errors"]
+
+
+def measure_driver() -> Numbers:
+    """The driver's peak memory at 10,000 and at 100,000 requests."""
+    peaks, rates = {}, {}
+    for count in (10_000, 100_000):
+        with endpoint(0.0) as served:
+            started = time.perf_counter()
+            peaks[count] = run_job(served.base_url, count, timeout=120.0)["driver_peak_mib"]
+            rates[count] = count / (time.perf_counter() - started)
+    return {
+        "driver_growth_mib": peaks[100_000] - peaks[10_000], "driver_peak_mib": peaks[100_000],
+        "requests_per_second_without_delay": rates[100_000],
+    }  # fmt: skip
+
+
+# -- the store ----------------------------------------------------------------------------------------------------
+
+
+def _esnli_like() -> tuple[ExperimentConfig, list[Question]]:
+    config = ExperimentConfig.model_validate({"name": "scan", "task": {"name": "svamp"}, "teacher": {"model": "m"}})
+    questions = [
+        Question(f"esnli-train-{row}", "train", f"Two people number {row} stand in a street.</s>Nobody stands.", "", "")
+        for row in range(ESNLI_QUESTIONS)
+    ]
+    return config, questions
+
+
+def _fill_store(folder: str) -> None:
+    config, questions = _esnli_like()
+    keys = wanted_samples(config, get_task("svamp"), questions).keys.reshape(-1)
+    text = "The people stand in a street, so somebody stands there. So the answer is contradiction." * 2
+    with StoreWriter(folder, FLUSH_SECONDS) as writer:
+        for start in range(0, len(keys), 5000):
+            rows = range(start, min(start + 5000, len(keys)))
+            reply = Reply(text, finish_reason="stop", prompt_tokens=400, completion_tokens=40)
+            writer.write([(keys[row], reply) for row in rows if row % MISSING_EVERY])
+
+
+def _scan_store(folder: str, results: Any) -> None:
+    config, questions = _esnli_like()
+    started = time.perf_counter()
+    wanted = wanted_samples(config, get_task("svamp"), questions)
+    missing = missing_mask(wanted, SampleStore(folder).index(), retry_errors=False)
+    seconds = time.perf_counter() - started
+    expected = -(-wanted.total // MISSING_EVERY)
+    assert int(missing.sum()) == expected, (int(missing.sum()), expected)
+    results.put((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2, wanted.total))
+
+
+def measure_scan() -> Numbers:
+    """Seconds and GiB for a store of e-SNLI x 5, each in a fresh process."""
+    processes = get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        results = processes.Queue()
+        for target, arguments in ((_fill_store, (folder,)), (_scan_store, (folder, results))):
+            process = processes.Process(target=target, args=arguments)
+            process.start()
+            process.join()
+            assert process.exitcode == 0
+        seconds, gib, samples = results.get()
+    return {"scan_seconds": seconds, "scan_gib": gib, "scan_samples": samples}
+
+
+# -- kills --------------------------------------------------------------------------------------------------------
+
+
+def _victims(job: psutil.Process, kind: str) -> list[psutil.Process]:
+    children = job.children(recursive=True)
+    if kind == "driver":
+        return [job]
+    if kind == "actor":
+        return [child for child in children if "SamplingActor" in " ".join(child.cmdline())]
+    return [job, *children]
+
+
+def measure_kills(seed: int = 0) -> Numbers:
+    """Kill one job ten times and let it go on, then count what the endpoint was asked for again."""
+    rng = random.Random(seed)
+    kills: list[float] = []
+    with tempfile.TemporaryDirectory() as folder, endpoint(DELAY) as served:
+        command = job_command(served.base_url, Path(folder), KILLED_JOB_REQUESTS, 120.0)
+        kinds = ["driver", "actor", "all"] * KILLS
+        while True:
+            with subprocess.Popen(
+                command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            ) as process:
+                while len(kills) < KILLS and process.poll() is None:
+                    _wait_for_requests(served, process)
+                    time.sleep(rng.uniform(0.5, 3.5))
+                    if process.poll() is not None:
+                        break
+                    kind = kinds[len(kills)]
+                    kills.append(time.time())
+                    for victim in _victims(psutil.Process(process.pid), kind):
+                        with contextlib.suppress(psutil.NoSuchProcess):
+                            os.kill(victim.pid, signal.SIGKILL)
+                    if kind != "actor":
+                        break
+                if process.wait() == 0:
+                    break
+        requests = served.read("log")["requests"]
+    assert len({identity for identity, _, _ in requests}) == KILLED_JOB_REQUESTS
+    return count_repeats(requests, kills) | {"kills": len(kills)}
+
+
+def _wait_for_requests(served: Endpoint, process: subprocess.Popen[bytes]) -> None:
+    """Until the job asks: its probe is one request, so two hundred more are its actors'."""
+    before = served.read("count")
+    while served.read("count") < before + 200 and process.poll() is None:
+        time.sleep(0.1)
+
+
+def count_repeats(requests: list[tuple[str, float, float | None]], kills: list[float]) -> Numbers:
+    """From the endpoint's log (identity, arrival, answer) and the times of the kills."""
+    by_identity: dict[str, list[tuple[float, float | None]]] = defaultdict(list)
+    for identity, arrival, answer in requests:
+        by_identity[identity].append((arrival, answer))
+    lost, repeats = 0, [0] * len(kills)
+    for served in by_identity.values():
+        for (arrival, answer), (again, _) in zip(served, served[1:], strict=False):
+            between = [row for row, kill in enumerate(kills) if arrival <= kill <= again]
+            assert between, "a sample was asked for twice without a kill in between"
+            repeats[between[0]] += 1
+            lost += answer is not None and answer < kills[between[-1]] - FLUSH_SECONDS
+    return {
+        "lost_replies": lost, "paid_twice": max(repeats), "paid_twice_in_all": sum(repeats),
+        "in_flight_bound": CONCURRENCY + FLUSH_SECONDS * CONCURRENCY / DELAY,
+    }  # fmt: skip
+
+
+def main() -> None:
+    started = time.perf_counter()
+    clean, _ = measure_throughput(None)
+    faulty, unanswered = measure_throughput(FAULTS)
+    numbers: Numbers = {"clean_ratio": clean, "faulty_ratio": faulty, "unanswered": unanswered}
+    numbers |= measure_scan() | measure_driver() | measure_kills()
+    numbers["benchmark_seconds"] = time.perf_counter() - started
+    table = Table(title="Teacher sampling against a simulated endpoint on this machine", title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:.4g}")
+    Console(width=100).print(table)
+    print(json.dumps({name: round(value, 4) for name, value in numbers.items()}))
+
+
+if __name__ == "__main__":
+    main()
