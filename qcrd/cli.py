@@ -34,17 +34,27 @@ def experiment(recipe: str, overrides: Sequence[str]) -> ExperimentConfig:
         raise ConfigError(one_line(error)) from None
 
 
+Download = Annotated[bool, typer.Option("--download", help="fetch questions that lie behind a URL, to price them")]
+
+
 @app.command()
-def plan(recipe: Recipe, overrides: Overrides = None) -> None:
-    """List the stages as done or to run, with their counts. Spends nothing, writes nothing."""
+def plan(recipe: Recipe, overrides: Overrides = None, download: Download = False) -> None:
+    """List the stages as done or to run, with counts and the teacher's price. Spends nothing, writes nothing."""
     config = experiment(recipe, overrides or [])
     from qcrd import pipeline  # imports torch and Ray: seconds that an error in the config need not wait for
     from qcrd.console import Display
+    from qcrd.teacher.cost import cost_rows
 
     with Display() as display:
-        rows = [[one.stage, one.state, one.work] for one in pipeline.plan(config)]
+        planned = pipeline.plan(config, download)
         title = f"{config.name}: {config.method} on {config.task.name}"
+        rows = [[one.stage, one.state, one.work] for one in planned]
         display.table(title, ["stage", "state", "work or folder"], rows)
+        for cost in (one.cost for one in planned if one.cost is not None):
+            columns, rows, notes = cost_rows(cost)
+            display.table(f"What the {cost.samples} missing samples cost", columns, rows)
+            for note in notes:
+                display.say(note)
 
 
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="ask again for just the samples that failed")]

@@ -24,7 +24,10 @@ from qcrd.tasks.base import Task
 from qcrd.tasks.files import is_download
 from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.build import check_teacher
-from qcrd.teacher.requests import missing_samples
+from qcrd.teacher.cost import CostEstimate, estimate_cost
+from qcrd.teacher.freeze import known_completion
+from qcrd.teacher.requests import missing_mask, store_place, wanted_samples
+from qcrd.teacher.store import SampleStore
 from qcrd.tracking import RunRecord, read_metrics
 
 RAY_DEFAULTS = {
@@ -41,6 +44,7 @@ class PlannedStage:
     stage: str
     state: str
     work: str
+    cost: CostEstimate | None = None
 
 
 def check(config: ExperimentConfig) -> None:
@@ -90,8 +94,9 @@ def _artifact(config: ExperimentConfig, stage: Stage, done: Mapping[str, Artifac
     return Artifact(Path(config.output).resolve(), stage.name, name, mark).newest()
 
 
-def plan(config: ExperimentConfig) -> list[PlannedStage]:
-    """Stages as done or to run, with counts of teacher requests and training steps. Writes and asks nothing."""
+def plan(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]:
+    """Stages as done or to run, with counts of teacher requests, their price, and training steps. Writes and asks
+    nothing; only with `download` are questions fetched, without which those behind a URL have no price yet."""
     check(config)
     done: dict[str, Artifact] = {}
     planned = []
@@ -100,26 +105,48 @@ def plan(config: ExperimentConfig) -> list[PlannedStage]:
         if artifact is not None and artifact.is_finished():
             done[stage.name] = artifact
             planned.append(PlannedStage(stage.name, "done", str(artifact.path)))
+        elif stage.name == "samples":
+            planned.append(_planned_samples(config, done.get("questions"), download))
         else:
             planned.append(PlannedStage(stage.name, "to run", _work(config, stage.name)))
     return planned
 
 
+_ASKED = {
+    "openai": "samples to ask for (paid)", "vllm": "samples to ask for", "simulated": "simulated replies",
+    "imported": "imported texts",
+}  # fmt: skip
+
+
+def _planned_samples(config: ExperimentConfig, questions: Artifact | None, download: bool) -> PlannedStage:
+    """How many samples are missing, and what they cost."""
+    task, teacher = get_task(config.task.name), config.teacher
+    limit = train_limit(task, config)
+    if questions is None and is_download(config.task.path) and not download:
+        total = (limit or task.sizes(config.task)["train"]) * teacher.num_samples
+        return PlannedStage("samples", "to run", f"at most {total} {_ASKED[teacher.kind]}; --download shows the price")
+    rows = load_questions(task, config.task, limit) if questions is None else _questions_of(questions)
+    wanted = wanted_samples(config, task, rows)
+    index = SampleStore(store_place(config)).index(set_aside=False)
+    missing = missing_mask(wanted, index, retry_errors=False)
+    work = f"{int(missing.sum())} of {wanted.total} {_ASKED[teacher.kind]}"
+    if teacher.kind != "openai":
+        return PlannedStage("samples", "to run", work)
+    cost = estimate_cost(teacher, task, wanted, missing, known_completion(wanted, index))
+    return PlannedStage("samples", "to run", work, cost)
+
+
+def _questions_of(artifact: Artifact) -> list[Question]:
+    return read_rows(artifact.path / "questions.parquet", Question)
+
+
 def _work(config: ExperimentConfig, stage: str) -> str:
-    """What a stage that has to run would cost."""
+    """What a stage that has to run would do."""
     task = get_task(config.task.name)
     sizes = dict(task.sizes(config.task))
-    limit = train_limit(task, config)
-    sizes["train"] = limit or sizes["train"]
+    sizes["train"] = train_limit(task, config) or sizes["train"]
     if stage == "questions":
         return ", ".join(f"{count} {split}" for split, count in sizes.items())
-    if stage == "samples":
-        what = {"openai": "teacher requests (paid)", "simulated": "simulated replies", "imported": "imported texts"}
-        total = sizes["train"] * config.teacher.num_samples
-        if is_download(config.task.path):  # a plan downloads nothing
-            return f"at most {total} {what[config.teacher.kind]}"
-        missing = int(missing_samples(config, task, load_questions(task, config.task, limit)).sum())
-        return f"{missing} of {total} {what[config.teacher.kind]}"
     if stage == "judge":
         return f"at most {config.discriminator.max_steps} steps of {config.discriminator.batch_questions} questions"
     if stage == "student":
@@ -252,7 +279,7 @@ def _record_artifact(config: ExperimentConfig, record: RunRecord, stage: Stage, 
     elif stage.name == "student":
         record.add_student(artifact.path / "best")
     elif stage.name == "questions":
-        rows = read_rows(artifact.path / "questions.parquet", Question)
+        rows = _questions_of(artifact)
         for split in ("train", "validation", "test"):
             count = sum(row.split == split for row in rows)
             record.add_dataset(f"{config.task.name}-{split}", artifact.digest(), count, config.task.name, split)

@@ -16,6 +16,7 @@ from qcrd.teacher.requests import Wanted
 from qcrd.teacher.store import StoreIndex
 
 NOT_ASKED = "not asked"
+MANY = 2000
 
 
 def freeze(wanted: Wanted, index: StoreIndex, path: Path, price: Price | None) -> dict[str, Any]:
@@ -62,6 +63,16 @@ def spent_before(wanted: Wanted, index: StoreIndex, price: Price) -> float:
         if isinstance(record, Reply):
             total += spent_usd(price, record.prompt_tokens or 0, record.completion_tokens or 0, record.batch)
     return total
+
+
+def known_completion(wanted: Wanted, index: StoreIndex) -> tuple[int, int] | None:
+    """Completion tokens and number of stored replies of a run's samples, of at most `MANY` that have counts."""
+    tokens = replies = 0
+    for record in index.records(wanted.keys[index.answered(wanted.keys)][:MANY]):
+        if isinstance(record, Reply) and record.completion_tokens is not None:
+            tokens += record.completion_tokens
+            replies += 1
+    return (tokens, replies) if replies else None
 
 
 def _sample(question_id: str, index: int, key: bytes, record: Record | None) -> Sample:

@@ -22,7 +22,7 @@ from qcrd.seeding import stable_seed
 from qcrd.tasks.base import Task
 from qcrd.teacher.base import Call
 from qcrd.teacher.imported import import_identity
-from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreIndex, question_key, sample_key
+from qcrd.teacher.store import KEY_TYPE, StoreIndex, question_key, sample_key
 
 
 def prompt_path(config: TeacherConfig, task: Task) -> Path:
@@ -149,9 +149,3 @@ def build_call(config: TeacherConfig, task: Task, few_shot: str, question: Quest
         facts=question.facts,
         seeds=tuple(stable_seed(config.seed, question.id, index) % 2**31 for index in indices),
     )
-
-
-def missing_samples(config: ExperimentConfig, task: Task, questions: Sequence[Question]) -> np.ndarray:
-    """Which samples `sample` would ask for now (bool). Writes nothing."""
-    wanted = wanted_samples(config, task, questions)
-    return missing_mask(wanted, SampleStore(store_place(config)).index(set_aside=False), retry_errors=False)
