@@ -17,6 +17,7 @@ Times run from the first request to the last reply.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import random
@@ -223,11 +224,13 @@ def count_repeats(requests: list[tuple[str, float, float | None]], kills: list[f
         by_identity[identity].append((arrival, answer))
     lost, repeats = 0, [0] * len(kills)
     for served in by_identity.values():
-        for (arrival, answer), (again, _) in zip(served, served[1:], strict=False):
-            between = [row for row, kill in enumerate(kills) if arrival <= kill <= again]
-            assert between, "a sample was asked for twice without a kill in between"
-            repeats[between[0]] += 1
-            lost += answer is not None and answer < kills[between[-1]] - FLUSH_SECONDS
+        for (arrival, answer), (again, _) in itertools.pairwise(served):
+            before = [row for row, kill in enumerate(kills) if kill <= again]
+            assert before, "a sample was asked for twice before anything was killed"
+            # The first kill after the request; or, for one that actors of a dead driver made, the last before the second.
+            kill = next((row for row in before if arrival <= kills[row]), before[-1])
+            repeats[kill] += 1
+            lost += answer is not None and answer < kills[kill] - FLUSH_SECONDS
     return {
         "lost_replies": lost, "paid_twice": max(repeats), "paid_twice_in_all": sum(repeats),
         "in_flight_bound": CONCURRENCY + FLUSH_SECONDS * CONCURRENCY / DELAY,

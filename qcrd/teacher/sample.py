@@ -156,12 +156,13 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
     # that waits holds no slot.
     rows = BATCHES_PER_BLOCK * batch_size
     blocks = [table.slice(start, rows) for start in range(0, len(table), rows)]
+    at_once = min(BLOCKS_AT_ONCE, -(-len(blocks) // actors))  # the first actor to be ready must not take them all
     gpus = teacher.vllm.tensor_parallel_size if teacher.kind == "vllm" else 0
     return ray.data.from_arrow(blocks).map_batches(
         SamplingActor,  # pyright: ignore[reportArgumentType]
         batch_size=batch_size,
         compute=ray.data.ActorPoolStrategy(
-            size=actors, max_concurrent_calls_per_actor=BLOCKS_AT_ONCE, max_tasks_in_flight_per_actor=2 * BLOCKS_AT_ONCE
+            size=actors, max_concurrent_calls_per_actor=at_once, max_tasks_in_flight_per_actor=at_once
         ),
         num_cpus=0,
         num_gpus=gpus,

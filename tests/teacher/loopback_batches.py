@@ -205,6 +205,9 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
                     return json.dumps({"id": file_id, "deleted": True})
                 case "POST", ["batches"]:
                     return json.dumps(server.public(server.create(json.loads(data))))
+                case "POST", ["chat", "completions"]:  # the probe
+                    server.paid["online"] += 1
+                    return json.dumps(server.result(json.loads(data))[1])
                 case "GET", ["batches"]:
                     return json.dumps(self._page(query))
                 case "GET", ["batches", batch_id] if batch_id in server.batches:
