@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray._private.state import state
 
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.records import Sample, read_rows
@@ -28,8 +29,9 @@ PRICE = (
 
 
 def config_of(
-    server: Server | BatchServer, folder: Path, questions: int = 20, concurrency: int = 8, samples: int = 3, **teacher: object
-) -> ExperimentConfig:
+    server: Server | BatchServer, folder: Path, questions: int = 20, concurrency: int = 8, samples: int = 3,
+    **teacher: object,
+) -> ExperimentConfig:  # fmt: skip
     made = {"train_size": questions, "validation_size": 4, "test_size": 4}
     return ExperimentConfig.model_validate(
         {
@@ -174,8 +176,29 @@ def test_a_killed_actor_loses_no_reply_and_asks_little_twice(tmp_path: Path):
 
         thread = threading.Thread(target=kill)
         thread.start()
-        rows, summary = run(config)
+        rows, _ = run(config)
         thread.join()
         assert len(list((tmp_path / "store").glob("part-*.jsonl"))) == 3  # the probe, the dead actor, the new one
         assert all(row.text and not row.error for row in rows) and len(rows) == 180
         assert server.asked.total() - 180 <= 8  # what was in flight
+
+
+def test_ray_is_told_no_key(tmp_path: Path):
+    """Ray's tables are what its dashboard shows: actors, jobs, nodes."""
+    key = tmp_path / "key"
+    key.write_text("sk-canary-77")
+    key.chmod(0o600)
+    tables: list[str] = []
+
+    def look() -> None:
+        while server.asked.total() < 30:
+            time.sleep(0.02)
+        tables.extend(str(table) for table in (state.actor_table(None), state.job_table(), state.node_table()))
+
+    with loopback(delay=0.1) as server:
+        thread = threading.Thread(target=look)
+        thread.start()
+        run(config_of(server, tmp_path, api_key_file=str(key)))
+        thread.join()
+        assert server.keys == {"Bearer sk-canary-77"}
+    assert "SamplingActor" in tables[0] and not any("canary-77" in table for table in tables)
