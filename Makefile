@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test test-unit lint clean
+.PHONY: quickstart test test-unit test-faults lint clean
 
 .venv/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -18,10 +18,14 @@ lint: .venv/.installed
 	$(BIN)/basedpyright
 
 test-unit: .venv/.installed
-	$(BIN)/python -m pytest -m "not ray and not e2e" --durations=5
+	$(BIN)/python -m pytest -m "not ray and not e2e and not faults" --durations=5
 
 test: lint test-unit
 	$(BIN)/python -m pytest -m "ray or e2e" --durations=10
+
+# Ten kills of one job, a node that dies: too long for every change (README).
+test-faults: .venv/.installed
+	$(BIN)/python -m pytest -m faults --durations=0 -rA
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -111,7 +111,8 @@ class SharedLimits:
         self._adapted: Bucket | None = None
         self._refused_rate = 0.0
         self._budget, self._spent, self._reserved = budget_usd, spent_usd, 0.0
-        self._under_way = 0
+        self.under_way = 0
+        """Attempts that were granted and not reported yet."""
         self._paused_until = now
         self._window_began, self._answered, self._limited = now, 0, 0
         self._failures = 0
@@ -152,7 +153,7 @@ class SharedLimits:
 
     def _wait(self, need: Need, now: float) -> float:
         if self._budget is not None and self._spent + self._reserved + need.usd > self._budget:
-            if self._under_way == 0:
+            if self.under_way == 0:
                 self.stop(
                     f"teacher.budget_usd: the next request may cost ${need.usd:.4f}, which would pass the budget of "
                     f"${self._budget:g}; ${self._spent:.4f} are spent"
@@ -164,11 +165,11 @@ class SharedLimits:
         for bucket, tokens in self._buckets():
             bucket.take(need.tokens if tokens else 1.0)
         self._reserved += need.usd
-        self._under_way += 1
+        self.under_way += 1
         self.totals.attempts += 1
 
     def _settle(self, outcome: Outcome, now: float) -> None:
-        self._under_way -= 1
+        self.under_way -= 1
         self._reserved = max(0.0, self._reserved - outcome.need.usd)
         if outcome.billed:
             paid = outcome.need.usd if outcome.usd is None else outcome.usd

@@ -49,7 +49,7 @@ from qcrd.teacher.store import SampleStore, StoreError, StoreIndex, StoreWriter,
 OnProgress = Callable[[int, int, Mapping[str, Any]], None]
 MAX_BATCH, BATCHES_PER_BLOCK, BLOCKS_AT_ONCE = 128, 4, 16
 PASSES_WITHOUT_PROGRESS = 3
-SHOW_SECONDS = 1.0
+SHOW_SECONDS, QUIET_SECONDS = 1.0, 10.0
 logger = logging.getLogger(__name__)
 
 
@@ -71,6 +71,9 @@ class LimitsActor:
 
     def stop(self, reason: str) -> None:
         self._limits.stop(reason)
+
+    def under_way(self) -> int:
+        return self._limits.under_way
 
     def state(self) -> tuple[str, Totals]:
         """Why all stopped ("" if they did not), and the counts so far."""
@@ -173,6 +176,18 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
     )
 
 
+def _let_finish(limits: Any) -> None:
+    """After one actor died: the others make no further attempts, and what they have under way is waited for, so that the
+    next pass does not ask for it again. What the dead one had will never be reported."""
+    ray.get(limits.stop.remote("another pass begins"))
+    before, since = -1, time.monotonic()
+    while before != 0 and time.monotonic() - since < QUIET_SECONDS:
+        under_way = ray.get(limits.under_way.remote())
+        if under_way != before:
+            before, since = under_way, time.monotonic()
+        time.sleep(0.1)
+
+
 @dataclass
 class Sampling:
     """A sampling job in progress."""
@@ -262,6 +277,9 @@ class Sampling:
         try:
             data = [ray.put(table), ray.put(self.completions)]
             self._watch(_calls_dataset(calls, job, limits, data), limits, started)
+        except RayError:
+            _let_finish(limits)
+            raise
         finally:
             self.seconds += time.perf_counter() - started
         reason, totals = ray.get(limits.state.remote())
