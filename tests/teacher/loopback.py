@@ -122,6 +122,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
+class _HTTPServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128  # the default of 5 refuses connections of many calls at once
+
+
 def always_answer(number: int, prompt: str) -> None:
     """The behaviour of a healthy server."""
 
@@ -132,8 +137,7 @@ def loopback(
 ) -> Iterator[Server]:
     """A running server."""
     server = Server(behaviour, delay, most_choices, rate)
-    http = ThreadingHTTPServer(("127.0.0.1", 0), _handler(server))
-    http.daemon_threads = True
+    http = _HTTPServer(("127.0.0.1", 0), _handler(server))
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     server.base_url = f"http://127.0.0.1:{http.server_address[1]}/v1"
