@@ -89,7 +89,7 @@ async def _probe(
                     try:
                         answer, attempts = await asker.answer(call)
                     except TeacherError as error:
-                        refused = _refused(config, error)
+                        refused = _refused(config, error, samples)
                         continue
                     asked = asker.keep(answer, attempts, wanted.keys_of(row, first, samples))
                     return _learnt(config, store, answer, count, samples, n), asked.replies + asked.failures
@@ -99,15 +99,17 @@ async def _probe(
         await teacher.close()
 
 
-def _refused(config: ExperimentConfig, error: TeacherError) -> TeacherError:
-    """The error where the question may be to blame; raises what the settings, or the endpoint, are to blame for."""
+def _refused(config: ExperimentConfig, error: TeacherError, samples: int) -> TeacherError:
+    """The error where the question, or `n`, may be to blame; raises what the settings, or the endpoint, are to blame
+    for."""
     teacher = config.teacher
     if error.status in (401, 403):
         where = f"file {teacher.api_key_file!r}" if teacher.api_key_file else f"variable {teacher.api_key_env!r}"
         raise ConfigError(f"teacher.api_key_env: the endpoint refuses the key of {where}: {error}")
     if error.status == 404:
         raise ConfigError(f"teacher.model: {teacher.model!r} is not known at {teacher.base_url or 'OpenAI'}: {error}")
-    if error.of_endpoint:
+    may_be_n = samples > 1 and error.status not in (None, 429)  # some servers fail where `n` is asked for
+    if error.of_endpoint and not may_be_n:
         raise Stopped(f"the endpoint {teacher.base_url or 'OpenAI'} does not answer: {error}")
     return error
 
