@@ -128,13 +128,11 @@ def first(*reactions: Reaction) -> Behaviour:
 
 @pytest.mark.parametrize("slots", [1, 4])
 def test_slots_bound_what_is_under_way_and_are_used(slots: int, tmp_path: Path):
-    calls = [call_of(number) for number in range(3 * slots)]
-    with loopback(delay=0.1) as server:
+    calls = [call_of(number) for number in range(2 * slots)]
+    with loopback(delay=0.2) as server:
         job = Job(tmp_path, server, slots)
-        started = time.monotonic()
         assert job.ask(*calls) == [Asked(1, 0, "")] * len(calls)
-        seconds = time.monotonic() - started
-    assert server.peak == slots and 0.3 <= seconds < 0.3 + 0.1 * slots + 0.5
+    assert server.peak == slots
     assert job.records(*calls) == [good(call) for call in calls]
     assert job.limits.totals.attempts == len(calls) == server.asked.total()
 
@@ -144,14 +142,14 @@ def test_a_call_that_waits_to_be_asked_again_holds_no_slot(tmp_path: Path):
     bad = calls[0].prompt
 
     def behaviour(number: int, prompt: str) -> Reaction | None:
-        return error(429, Retry_After="0.4") if prompt == bad and number == 0 else None
+        return error(429, Retry_After="1") if prompt == bad and number == 0 else None
 
     with loopback(behaviour) as server:
         job = Job(tmp_path, server, slots=1)
         assert job.ask(*calls) == [Asked(1, 0, "")] * 6
     order = [prompt for _, prompt in server.arrivals]
     assert order == [bad, *(call.prompt for call in calls[1:]), bad] and server.peak == 1
-    assert server.arrivals[5][0] - server.arrivals[0][0] < 0.4 <= server.arrivals[6][0] - server.arrivals[0][0]
+    assert server.arrivals[6][0] - server.arrivals[0][0] >= 1
     assert job.records(*calls) == [good(calls[0], attempts=2), *(good(call) for call in calls[1:])]
 
 
@@ -194,21 +192,29 @@ def test_what_may_pass_is_asked_again(status: int, tmp_path: Path):
 @pytest.mark.parametrize(
     ("reaction", "reason", "status"),
     [
-        (BREAK, "connection: ", None), (CUT, "connection: ", None), (STALL, "timeout: no answer within 0.2 s", None),
-        (TRICKLE, "timeout: no answer within 0.2 s", None), ((200, {}, "not json"), "malformed: ", 200),
+        (BREAK, "connection: ", None), (CUT, "connection: ", None), ((200, {}, "not json"), "malformed: ", 200),
         ((200, {}, '{"choices": []}'), "malformed: ", 200), (error(503, **AT_ONCE), "status 503: no", 503),
     ],
-    ids=["break", "cut", "stall", "trickle", "no json", "no choices", "503"],
+    ids=["break", "cut", "no json", "no choices", "503"],
 )  # fmt: skip
 def test_what_may_pass_is_asked_max_attempts_times(
     reaction: Reaction, reason: str, status: int | None, tmp_path: Path
 ):
-    record, server, _ = one(tmp_path / "a", first(reaction), timeout_seconds=0.2)
+    record, server, _ = one(tmp_path / "a", first(reaction))
     assert record == good(call_of(3), attempts=2) and server.asked.total() == 2
-    record, server, job = one(tmp_path / "b", lambda number, prompt: reaction, timeout_seconds=0.2, max_attempts=2)
+    record, server, job = one(tmp_path / "b", lambda number, prompt: reaction, max_attempts=2)
     assert isinstance(record, Failure) and record.reason.startswith(reason)
     assert (record.status, record.attempts) == (status, 2) and server.asked.total() == 2
     assert job.limits.totals.attempts == 2 and job.limits._under_way == 0
+
+
+@pytest.mark.parametrize("reaction", [STALL, TRICKLE], ids=["stall", "trickle"])
+def test_a_server_that_stalls_or_trickles_is_cut_and_asked_again(reaction: Reaction, tmp_path: Path):
+    record, _, job = one(tmp_path / "a", lambda number, prompt: reaction, timeout_seconds=0.2, max_attempts=2)
+    assert record == Failure("timeout: no answer within 0.2 s", None, 2)
+    assert job.limits.totals.attempts == 2 and job.limits._under_way == 0
+    record, _, _ = one(tmp_path / "b", first(reaction), timeout_seconds=1.0)
+    assert record == good(call_of(3), attempts=2)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +261,7 @@ def test_refusals_by_429_end_some_time(tmp_path: Path, monkeypatch: pytest.Monke
 def test_retry_after_is_obeyed(name: str, value: Callable[[], str], least: float, tmp_path: Path):
     _, server, _ = one(tmp_path, lambda number, prompt: (503, {name: value()}, "{}") if number == 0 else None)
     (begin, _), (end, _) = server.arrivals
-    assert least <= end - begin < 2.7
+    assert least <= end - begin < 10
 
 
 def test_an_endpoint_that_asks_for_a_very_long_wait_is_given_up(tmp_path: Path):
@@ -519,12 +525,13 @@ def test_a_lease_that_has_to_wait_is_asked_for_again():
         await asyncio.gather(*(leases.acquire(Need()) for _ in range(14)))
         return clock() - started
 
-    assert 0.38 <= asyncio.run(run()) < 0.8
+    assert 0.38 <= asyncio.run(run()) < 5
 
 
 def test_a_task_that_was_cancelled_while_it_waited_takes_no_lease():
     """Its place in the queue is passed over, and the others get theirs."""
-    limits = SharedLimits(600, None, None, 0.0, 10)
+    now = [0.0]
+    limits = SharedLimits(600, None, None, 0.0, 10, lambda: now[0])
 
     async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
         return limits.lease(needs, reports)
@@ -532,9 +539,10 @@ def test_a_task_that_was_cancelled_while_it_waited_takes_no_lease():
     async def run() -> None:
         leases = Leases(lease)
         tasks = [asyncio.create_task(leases.acquire(Need())) for _ in range(13)]
-        await asyncio.sleep(0.02)
-        assert sum(task.done() for task in tasks) == 10
+        await asyncio.wait(tasks[:10])
+        assert not any(task.done() for task in tasks[10:])
         tasks[10].cancel()
+        now[0] = 1.0
         done, waiting = await asyncio.wait(tasks, timeout=3)
         assert not waiting and sum(task.cancelled() for task in done) == 1
         await leases.flush()

@@ -188,7 +188,7 @@ def test_the_reason_of_a_refusal(body: str, message: str):
 def test_what_breaks_off_may_have_been_paid_for(reaction: Reaction, reason: str):
     started = time.monotonic()
     found, server = ask(lambda number, prompt: reaction, timeout_seconds=0.2)
-    assert isinstance(found, TeacherError) and str(found).startswith(reason) and time.monotonic() - started < 1.5
+    assert isinstance(found, TeacherError) and str(found).startswith(reason) and time.monotonic() - started < 5
     assert (found.status, found.retryable, found.of_endpoint, found.billed) == (None, True, True, True)
     assert server.asked.total() == 1
 

@@ -195,7 +195,7 @@ def test_a_remote_store_has_all_that_was_flushed(memory: str):
 def test_a_remote_store_is_flushed_in_the_background(memory: str):
     writer = StoreWriter(memory, 0.02)
     writer.write([(KEYS[0], Reply("zero"))])
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while read(memory, KEYS[0]) == [None] and time.monotonic() < deadline:
         time.sleep(0.01)
     assert read(memory, KEYS[0]) == [Reply("zero")]
