@@ -1,5 +1,6 @@
 """Artifacts: finished or not, never edited, named by everything that decides their content."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,25 @@ def test_seeds_are_stable_across_versions_and_told_apart_by_every_name():
     assert stable_seed("a", 1) == 2125957440892058690
     assert len({stable_seed("a", 1), stable_seed("a1"), stable_seed("a", "1"), stable_seed(1, "a")}) == 4
     assert generator(0, "x").random() == generator(0, "x").random() != generator(1, "x").random()
+
+
+def test_the_newest_revision_is_the_last_that_is_finished(tmp_path: Path):
+    base = Artifact(tmp_path, "samples", "svamp", "abc")
+    assert base.newest() == base  # nothing is finished
+    revisions = [replace(base, revision=number) for number in range(4)]
+    for artifact, newest in ((base, 0), (revisions[1], 1), (revisions[3], 1), (revisions[2], 3)):
+        (artifact.begin() / "a").write_text(str(artifact.revision))
+        artifact.finish({}, {}, {})
+        assert base.newest() == revisions[newest]  # what comes after a gap does not count
+    assert [artifact.path.name for artifact in revisions] == ["svamp-abc", *(f"svamp-abc.r{n}" for n in (1, 2, 3))]
+    assert (base.newest().path / "a").read_text() == "3" and (base.path / "a").read_text() == "0"
+    assert revisions[2].newest() == revisions[3] and len({artifact.digest() for artifact in revisions}) == 4
+
+
+def test_a_revision_in_progress_is_not_the_newest(tmp_path: Path):
+    base = Artifact(tmp_path, "s", "n", "f")
+    (base.begin() / "a").write_text("1")
+    base.finish({}, {}, {})
+    following = replace(base, revision=1)
+    following.begin()
+    assert following.working_path.name == "n-f.r1.partial" and base.newest() == base

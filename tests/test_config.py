@@ -1,8 +1,11 @@
 """Settings: overrides, and one clear line for each kind of bad input."""
 
+import json
+from typing import Any
+
 import pytest
 
-from qcrd.config import ConfigError, ExperimentConfig, flatten, with_overrides
+from qcrd.config import TEACHER_MEANS, ConfigError, ExperimentConfig, TeacherConfig, flatten, with_overrides
 
 BASE = ExperimentConfig(name="x")
 
@@ -37,6 +40,9 @@ def test_overrides_are_read_by_the_fields_type():
         ({"name": "a b"}, "name", "'a b'", "pattern"),
         ({"task.generator.min_steps": "3", "task.generator.max_steps": "2"}, "task.generator.min_steps", "3", "most"),
         ({"teacher.kind": "imported"}, "teacher.imported.path", "None", "needs a file"),
+        ({"teacher.base_url": "http://me:pw@host/v1"}, "teacher.base_url", "a name or password", "key"),
+        ({"teacher.mode": "batch", "teacher.kind": "vllm"}, "teacher.mode", "'batch'", "only with openai"),
+        ({"teacher.samples_per_request": "0"}, "teacher.samples_per_request", "'0'", "'auto'"),
         ({"negatives.source": "fixed"}, "negatives.fixed", "None", "needs a model folder"),
     ],
 )
@@ -61,3 +67,48 @@ def test_defaults_are_the_papers():
     assert (c.negatives.gap, c.negatives.temperature, c.negatives.num_samples, c.negatives.top_k) == (5, 1.5, 1, 50)
     assert (c.train.learning_rate, c.train.steps, c.train.global_batch_size) == (1e-5, 10_000, 8)
     assert (c.teacher.temperature, c.teacher.num_samples, c.rationales.num_samples) == (0.7, 5, 5)
+
+
+# -- identity -----------------------------------------------------------------------------------------------------
+
+NO_IDENTITY: dict[str, Any] = {
+    "output": "elsewhere", "task.path": "/data", "teacher.imported.path": "/file", "resources.device": "cpu",
+    "resources.threads": 3, "tracking.enabled": False, "checkpoint.keep": 5, "teacher.mode": "batch",
+    "teacher.base_url": "http://elsewhere/v1", "teacher.api_key_env": "K", "teacher.api_key_file": "/k",
+    "teacher.store": "/s", "teacher.flush_seconds": 1.0, "teacher.concurrency": 7, "teacher.actors": 3,
+    "teacher.samples_per_request": 2, "teacher.requests_per_minute": 60, "teacher.tokens_per_minute": 1000,
+    "teacher.timeout_seconds": 3.0, "teacher.max_attempts": 2, "teacher.budget_usd": 1.0, "teacher.prices": "/p",
+    "teacher.tokenizer": "/t", "teacher.batch.poll_seconds": 1.0,
+}  # fmt: skip
+
+
+def test_paths_hardware_and_how_replies_are_got_are_no_part_of_the_identity():
+    means = {key.split(".")[1] for key in NO_IDENTITY if key.startswith("teacher.")} - {"imported"}
+    assert means == TEACHER_MEANS and set(TeacherConfig.model_fields) >= TEACHER_MEANS
+    for key, value in NO_IDENTITY.items():
+        changed = with_overrides(BASE, {key: value})
+        assert changed != BASE and changed.identity() == BASE.identity(), key
+    assert with_overrides(BASE, NO_IDENTITY).identity() == BASE.identity()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "y"}, {"method": "dss"}, {"seed": 1}, {"task.seed": 1}, {"task.name": "svamp"},
+        {"teacher.model": "other"}, {"teacher.temperature": 0.8}, {"teacher.top_p": 0.9}, {"teacher.max_tokens": 9},
+        {"teacher.num_samples": 6}, {"teacher.seed": 1}, {"teacher.api": "completions"}, {"teacher.prompt": "/p"},
+        {"teacher.extra_body": {"top_k": 40}}, {"teacher.parser": "last_number"}, {"teacher.kind": "simulated"},
+        {"teacher.simulated.error_rate": 0.5}, {"teacher.imported.format": "lines"}, {"teacher.vllm.revision": "abc"},
+        {"rationales.num_samples": 4}, {"student.model": "other"}, {"train.steps": 9}, {"loss.beta": 0.3},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)  # fmt: skip
+def test_what_may_change_a_result_is_part_of_the_identity(changes: dict[str, Any]):
+    assert with_overrides(BASE, changes).identity() != BASE.identity()
+
+
+def test_the_identity_is_plain_data():
+    identity = BASE.identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert BASE.teacher.model == "gpt-3.5-turbo" and "base_url" not in identity["teacher"]
+    assert "batch" in BASE.model_dump()["teacher"]  # the config itself is whole

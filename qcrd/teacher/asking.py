@@ -49,7 +49,12 @@ class Leases:
         self._waiting.append((need, future))
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._serve())
-        await future
+        try:
+            await future
+        except asyncio.CancelledError:
+            if not future.cancelled():  # it was granted a moment before
+                self.report(_unused(need))
+            raise
 
     def report(self, report: Report) -> None:
         """How an attempt ended. Every attempt that was granted is reported once."""
@@ -70,7 +75,11 @@ class Leases:
                 self._end(error)
                 return
             for _ in range(grant.count):
-                self._waiting.popleft()[1].set_result(None)
+                need, future = self._waiting.popleft()
+                if future.cancelled():
+                    self.report(_unused(need))
+                else:
+                    future.set_result(None)
             if grant.stop:
                 self._end(Stopped(grant.stop))
             elif self._waiting and grant.wait > 0:
@@ -78,7 +87,8 @@ class Leases:
 
     def _end(self, error: Exception) -> None:
         for _, future in self._waiting:
-            future.set_exception(error)
+            if not future.cancelled():
+                future.set_exception(error)
         self._waiting.clear()
 
 
@@ -212,6 +222,11 @@ class Asker:
         elif self._price is None:
             usd = 0.0
         return Outcome(need, "", 200, tokens, usd, headers=answer.headers)
+
+
+def _unused(need: Need) -> Outcome:
+    """Of a lease whose caller had gone."""
+    return Outcome(need, "cancelled", billed=False)
 
 
 def total_tokens(replies: Sequence[Reply]) -> tuple[int | None, int | None]:

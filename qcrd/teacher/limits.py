@@ -203,18 +203,23 @@ class SharedLimits:
 
     def _adapt(self, now: float) -> None:
         """Once a window: slow down to what was answered; or speed up, twofold while far from the rate that was refused
-        last, and by a tenth near it, until the rate binds nobody."""
+        last, below or above, and by a tenth near it, until the rate binds nobody.
+
+        Refusals come at once and answers late, so attempts under way count as not refused.
+        """
         seconds, attempts = now - self._window_began, self._answered + self._limited
         if attempts == 0:
             self._window_began = now
         if seconds < WINDOW_SECONDS or (attempts < WINDOW_ATTEMPTS and seconds < 10 * WINDOW_SECONDS):
             return
         answered = self._answered / seconds
-        if self._limited > LIMITED_SHARE * attempts:
+        if self._limited > LIMITED_SHARE * (attempts + self.under_way):
             self._refused_rate = attempts / seconds
             self._adapted = _at_rate(self._adapted, max(LOWEST_RATE, 0.9 * answered), now)
         elif self._adapted is not None:
-            rate = self._adapted.per_second * (2.0 if self._adapted.per_second < self._refused_rate / 2 else 1.1)
+            rate = self._adapted.per_second
+            is_near = self._refused_rate / 2 <= rate <= self._refused_rate * 1.5
+            rate *= 1.1 if is_near else 2.0
             unused = rate > 4 * answered + 1
             self._adapted = None if unused else _at_rate(self._adapted, rate, now)
         self._window_began, self._answered, self._limited = now, 0, 0

@@ -58,7 +58,10 @@ def _key_of_file(path: Path) -> str:
     mode = stat.S_IMODE(path.stat().st_mode)
     if mode & 0o077:
         raise ConfigError(f"teacher.api_key_file: '{path}' has mode {mode:o}; others can read it: chmod 600 it")
-    return path.read_text(encoding="utf-8").strip()
+    key = path.read_text(encoding="utf-8", errors="replace").strip()
+    if not key:
+        raise ConfigError(f"teacher.api_key_file: '{path}' is empty; put the key there")
+    return key
 
 
 def make_client(config: TeacherConfig) -> AsyncOpenAI:

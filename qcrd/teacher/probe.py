@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -53,24 +54,35 @@ def _endpoint(config: ExperimentConfig) -> str:
     return f"{teacher.base_url or 'OpenAI'} {teacher.model} {teacher.api}"
 
 
+@dataclass(frozen=True)
+class Probed:
+    """n for the calls that follow, and which samples the first call settled: `count` of question `row` from `first`."""
+
+    samples_per_request: int
+    row: int = 0
+    first: int = 0
+    count: int = 0
+
+
 def probe(
     config: ExperimentConfig, task: Task, wanted: Wanted, missing: np.ndarray, store: SampleStore, spent_usd: float,
-    price: Price | None,
-) -> tuple[int, int]:  # fmt: skip
-    """Make the first call that is missing; returns n for the others, and how many samples it brought.
+    price: Price | None, is_proven: bool,
+) -> Probed:  # fmt: skip
+    """Make the first call that is missing.
 
-    Raises `ConfigError` for what the settings have wrong, `Stopped` where the endpoint does not answer or the budget
+    `is_proven`: the endpoint has answered some of these samples before, so where it refuses a question it is the
+    question's fault. Raises `ConfigError` for what the settings have wrong, `Stopped` where the endpoint does not answer or the budget
     does not suffice.
     """
     n = samples_per_request(config, store)
     calls = split_calls(missing, config.teacher.num_samples if n is None else n)
-    return asyncio.run(_probe(config, task, wanted, calls, store, spent_usd, price, n))
+    return asyncio.run(_probe(config, task, wanted, calls, store, spent_usd, price, is_proven, n))
 
 
 async def _probe(
     config: ExperimentConfig, task: Task, wanted: Wanted, calls: np.ndarray, store: SampleStore, spent_usd: float,
-    price: Price | None, n: int | None,
-) -> tuple[int, int]:  # fmt: skip
+    price: Price | None, is_proven: bool, n: int | None,
+) -> Probed:  # fmt: skip
     teacher_config = config.teacher.model_copy(update={"max_attempts": min(ATTEMPTS, config.teacher.max_attempts)})
     limits = make_limits(teacher_config, spent_usd)
 
@@ -89,25 +101,30 @@ async def _probe(
                     try:
                         answer, attempts = await asker.answer(call)
                     except TeacherError as error:
-                        refused = _refused(config, error)
+                        refused = _refused(config, error, samples)
                         continue
                     asked = asker.keep(answer, attempts, wanted.keys_of(row, first, samples))
-                    return _learnt(config, store, answer, count, samples, n), asked.replies + asked.failures
+                    learnt = _learnt(config, store, answer, count, samples, n)
+                    return Probed(learnt, row, first, asked.replies + asked.failures)
             assert refused is not None
+            if is_proven:
+                return Probed(n or 1)
             raise ConfigError(f"teacher: the endpoint refuses these requests: {refused}")
     finally:
         await teacher.close()
 
 
-def _refused(config: ExperimentConfig, error: TeacherError) -> TeacherError:
-    """The error where the question may be to blame; raises what the settings, or the endpoint, are to blame for."""
+def _refused(config: ExperimentConfig, error: TeacherError, samples: int) -> TeacherError:
+    """The error where the question, or `n`, may be to blame; raises what the settings, or the endpoint, are to blame
+    for."""
     teacher = config.teacher
     if error.status in (401, 403):
         where = f"file {teacher.api_key_file!r}" if teacher.api_key_file else f"variable {teacher.api_key_env!r}"
         raise ConfigError(f"teacher.api_key_env: the endpoint refuses the key of {where}: {error}")
     if error.status == 404:
         raise ConfigError(f"teacher.model: {teacher.model!r} is not known at {teacher.base_url or 'OpenAI'}: {error}")
-    if error.of_endpoint:
+    may_be_n = samples > 1 and error.status not in (None, 429)  # some servers fail where `n` is asked for
+    if error.of_endpoint and not may_be_n:
         raise Stopped(f"the endpoint {teacher.base_url or 'OpenAI'} does not answer: {error}")
     return error
 

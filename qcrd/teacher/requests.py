@@ -17,12 +17,15 @@ import numpy as np
 
 from qcrd.artifacts import digest_of
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
-from qcrd.records import Question
+from qcrd.records import SEPARATOR, Question
 from qcrd.seeding import stable_seed
 from qcrd.tasks.base import Task
 from qcrd.teacher.base import Call
 from qcrd.teacher.imported import import_identity
 from qcrd.teacher.store import KEY_TYPE, StoreIndex, question_key, sample_key
+
+_ANY_QUESTION = f"QUESTION{SEPARATOR}QUESTION"
+"""Stands for the question where the prompt is identified; tasks whose questions have two texts read it too."""
 
 
 def prompt_path(config: TeacherConfig, task: Task) -> Path:
@@ -98,7 +101,7 @@ def wanted_samples(config: ExperimentConfig, task: Task, questions: Sequence[Que
     few_shot = read_prompt(config.teacher, task)
     identity = {
         "task": task.NAME,
-        "prompt": task.format_prompt(few_shot, "QUESTION"),
+        "prompt": task.format_prompt(few_shot, _ANY_QUESTION),
         "model": model_settings(config.teacher, task),
     }
     digest = digest_of(identity)

@@ -222,7 +222,7 @@ class Sampling:
             if not missing.any():
                 return index
             spent = self._spent(index)
-            calls = self._calls(missing, spent)
+            calls = self._calls(index, missing, spent)
             before = self.asked
             try:
                 if batch:
@@ -252,14 +252,15 @@ class Sampling:
             return 0.0
         return spent_before(self.wanted, index, self.price)
 
-    def _calls(self, missing: np.ndarray, spent: float) -> np.ndarray:
+    def _calls(self, index: StoreIndex, missing: np.ndarray, spent: float) -> np.ndarray:
         """Calls for what is missing. Where somebody has to be reached, the first is made here and now."""
-        n = samples_per_request(self.config, self.store) or 1
-        if self.config.teacher.kind == "openai" and not self.asked:
-            n, asked = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price)
-            self.asked += asked
-            missing = missing & ~self.store.index().answered(self.wanted.keys)
-        return split_calls(missing, n)
+        if self.config.teacher.kind != "openai" or self.asked:
+            return split_calls(missing, samples_per_request(self.config, self.store) or 1)
+        is_proven = bool(index.answered(self.wanted.keys).any())
+        probed = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price, is_proven)
+        self.asked += probed.count
+        missing[probed.row, probed.first : probed.first + probed.count] = False
+        return split_calls(missing, probed.samples_per_request)
 
     def _pass(self, calls: np.ndarray, spent: float) -> None:
         """Make the calls on Ray Data. Raises `RayError` where an actor dies, `Stopped` where the limits say so."""

@@ -347,25 +347,27 @@ class StoreWriter:
         """Keep records, (key, record) each, all or none of them."""
         data = b"".join(_line(key, record) for key, record in records)
         with self._lock, self._reported():
-            if self._error is not None:
-                raise self._error
             self._sink.write(data)
             self._dirty = True
+            if self._error is not None:  # what is paid for is kept where that is possible, and the error told
+                raise self._error
 
     def flush(self) -> None:
         """Make all that was written durable."""
         with self._lock, self._reported():
-            if self._error is not None:
-                raise self._error
             if self._dirty:
                 self._sink.flush()
                 self._dirty = False
+            if self._error is not None:
+                raise self._error
 
     def close(self) -> None:
         if not self._closed.is_set():
             self._closed.set()
-            self.flush()
-            self._sink.close()
+            try:
+                self.flush()
+            finally:
+                self._sink.close()
 
     def __enter__(self) -> Self:
         return self
@@ -463,7 +465,12 @@ def _filesystem(place: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
 def _put(fs: fsspec.AbstractFileSystem, is_local: bool, path: str, data: bytes) -> None:
     """Write a file whole or not at all."""
     if not is_local:
-        fs.pipe_file(path, data)
+        try:
+            fs.pipe_file(path, data)
+        except OSError:
+            raise
+        except Exception as error:  # a server that is away is an error of the client library's own, as botocore's
+            raise OSError(f"{type(error).__name__}: {error}") from error
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

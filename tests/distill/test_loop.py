@@ -22,7 +22,7 @@ from qcrd.rationales.consistency import judge_question
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Rationale, Sample, Vote
 from qcrd.tasks import get_task, load_questions
-from qcrd.teacher.base import SampleRequest
+from qcrd.teacher.base import Call
 from qcrd.teacher.simulated import SimulatedTeacher
 
 SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
@@ -60,8 +60,9 @@ def data_of(config: ExperimentConfig, folder: Path) -> TrainingData:
     votes: dict[str, Vote] = {}
     rationales: dict[str, list[Rationale]] = {}
     for q in train:
-        requests = [SampleRequest("", q.id, i, "", q.text, q.label, q.facts, i) for i in range(3)]
-        samples = [Sample(q.id, r.index, "", teacher.write(r), "", "", "", 1, None, None) for r in requests]
+        call = Call(q.id, (0, 1, 2), "", q.label, q.facts, (0, 1, 2))
+        texts = [teacher.write(call, row) for row in range(3)]
+        samples = [Sample(q.id, i, "", text, "", "", "", None, 1, None, None) for i, text in enumerate(texts)]
         votes[q.id], rationales[q.id] = judge_question(q, samples, task.parse, "majority")
     texts = [q.text + " " + q.label + " predict: explain: " for q in train]
     texts += [r.text for rows in rationales.values() for r in rows]

@@ -14,7 +14,11 @@ def parse(text: str, question: Question) -> ParsedSample | None:
 
 
 def samples(texts: str) -> list[Sample]:
-    return [Sample("q", i, "", t, "", "", "timeout" if t == "!" else "", 1, None, None) for i, t in enumerate(texts)]
+    errors = ["timeout" if text == "!" else "" for text in texts]
+    return [
+        Sample("q", i, "", text, "", "", error, None, 1, None, None)
+        for i, (text, error) in enumerate(zip(texts, errors, strict=True))
+    ]
 
 
 def test_majority_and_ties_to_the_answer_seen_first():

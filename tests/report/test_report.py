@@ -74,11 +74,11 @@ class World:
 
     def _samples(self, folder: Path) -> None:
         rows = [
-            Sample(f"train-{q}", k, f"{q}-{k}", self.text, "", "stop", "", 1, 10, 5)
+            Sample(f"train-{q}", k, f"{q}-{k}", self.text, "", "stop", "", None, 1, 10, 5)
             for q in range(20)
             for k in range(5)
         ]
-        rows[0] = Sample("train-0", 0, "0-0", "", "", "", "timeout | 30 s", 6, None, None)
+        rows[0] = Sample("train-0", 0, "0-0", "", "", "", "timeout | 30 s", None, 6, None, None)
         write_rows(folder / "samples.parquet", Sample, rows)
 
     def _rationales_rows(self) -> tuple[list[Vote], list[Rationale]]:

@@ -29,7 +29,7 @@ def make_calls(count: int = 3, n: int = 1) -> Calls:
     calls: Calls = []
     for i in range(count):
         keys = [sample_key(question_key("test", f"q{i}"), index) for index in range(n)]
-        calls.append((Call(f"q{i}", tuple(range(n)), f"Q: {i} and {i + 1}?\nA:", "secret label", "", tuple(10 * i + j for j in range(n))), keys))
+        calls.append((Call(f"q{i}", tuple(range(n)), f"Q: {i} and {i + 1}?\nA:", "secret label", "", (i,) * n), keys))
     return calls
 
 
@@ -56,7 +56,8 @@ async def one_start(config: TeacherConfig, place: str, calls: Calls) -> tuple[Ba
         for call, of_call in calls:
             absent = [number for number in range(len(of_call)) if not next(known)]
             if absent:
-                lacking.append((replace(call, indices=tuple(absent)), [of_call[number] for number in absent]))
+                part = replace(call, indices=tuple(absent), seeds=(call.seeds[0],) * len(absent))
+                lacking.append((part, [of_call[number] for number in absent]))
         return resumed, await run_batches(config, STOP, store, writer, lacking, lambda done: None)
 
 
@@ -321,7 +322,7 @@ def test_errors_of_single_requests(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         (429, {"error": {"code": "insufficient_quota", "message": "pay"}}),
     ]
     calls = make_calls(6, 2)
-    with loopback_batches(result=lambda body: answers[body["seed"] // 10]) as server:
+    with loopback_batches(result=lambda body: answers[body["seed"]]) as server:
         summary = start(settings(server.base_url), tmp_path, calls)[1]
     failures = [Failure("status 400: bad ***", 400, 1)] * 2 + [Failure("content filter: no", 400, 1)] * 2
     assert records(tmp_path, calls) == [*failures, *[None] * 8]

@@ -5,6 +5,7 @@ import csv
 import gzip
 import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 from qcrd.config import ConfigError, ImportedConfig, TaskConfig, validated
 from qcrd.records import Question
 from qcrd.tasks import get_task, load_questions
-from qcrd.teacher.base import SampleRequest, TeacherError
+from qcrd.teacher.base import Call, Record, Reply, TeacherError
 from qcrd.teacher.imported import ImportedTeacher, import_identity, read_completions
 
 QUESTIONS = [
@@ -83,19 +84,17 @@ def test_each_csv_file_is_one_sample_and_gaps_stay(tmp_path: Path):
     assert "aligned_to" in import_identity(config) and "aligned_to" not in import_identity(named)
 
 
-async def ask(teacher: ImportedTeacher, index: int) -> str:
-    request = SampleRequest(
-        key="", question_id="b", index=index, prompt="", question="", label="", facts="", seed=0
-    )
-    return (await teacher.ask(request)).text
+def test_a_missing_completion_is_an_error():
+    def ask(question_id: str, *indices: int) -> Sequence[Record]:
+        teacher = ImportedTeacher({"b": ["a0", "", "c0"]})
+        return asyncio.run(teacher.ask(Call(question_id, indices, "", "", "", (0,) * len(indices)))).records
 
-
-def test_a_missing_completion_is_an_error(tmp_path: Path):
-    teacher = ImportedTeacher({"b": ["a0", "", "c0"]})
-    assert [asyncio.run(ask(teacher, index)) for index in (0, 2)] == ["a0", "c0"]
-    for index in (1, 3):
-        with pytest.raises(TeacherError, match="no completion in the imported file"):
-            asyncio.run(ask(teacher, index))
+    assert ask("b", 2) == [Reply("c0", finish_reason="imported")]
+    assert ask("b", 2, 0) == [Reply("c0", finish_reason="imported"), Reply("a0", finish_reason="imported")]
+    for question_id, index in (("b", 1), ("b", 3), ("c", 0)):
+        with pytest.raises(TeacherError, match="no completion in the imported file") as error:
+            ask(question_id, index)
+        assert not error.value.retryable and not error.value.of_endpoint
 
 
 @pytest.mark.parametrize(

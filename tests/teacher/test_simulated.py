@@ -14,21 +14,18 @@ from qcrd.records import Question
 from qcrd.tasks import arithmetic
 from qcrd.tasks.equations import evaluate
 from qcrd.teacher import simulated
-from qcrd.teacher.base import SampleRequest, TeacherError
+from qcrd.teacher.base import Call, Reply, TeacherError
 from qcrd.teacher.simulated import SimulatedTeacher, mistakes, solve
 
 QUESTIONS = arithmetic.load(TaskConfig(generator=GeneratorConfig(train_size=500, validation_size=5, test_size=5)))
 
 
-def request(question: Question, index: int = 0, seed: int = 0) -> SampleRequest:
-    return SampleRequest(
-        key="", question_id=question.id, index=index, prompt="", question=question.text, label=question.label,
-        facts=question.facts, seed=seed,
-    )  # fmt: skip
+def call_of(question: Question, *indices: int, seed: int = 0) -> Call:
+    return Call(question.id, indices, "", question.label, question.facts, (seed,) * len(indices))
 
 
 def write(question: Question, error_rate: float, index: int = 0, seed: int = 0) -> str:
-    return SimulatedTeacher(error_rate).write(request(question, index, seed))
+    return SimulatedTeacher(error_rate).write(call_of(question, index, seed=seed))
 
 
 def test_without_errors_every_sample_is_right() -> None:
@@ -111,6 +108,12 @@ def test_samples_differ_in_wording_and_repeat_by_seed() -> None:
     assert texts != [write(question, 0.0, index, seed=1) for index in range(20)]
 
 
+def test_a_sample_of_a_call_is_the_one_it_would_be_alone() -> None:
+    for question in QUESTIONS[:20]:
+        answer = asyncio.run(SimulatedTeacher(0.5).ask(call_of(question, 4, 0, 2)))
+        assert answer.records == [Reply(write(question, 0.5, index), finish_reason="stop") for index in (4, 0, 2)]
+
+
 def test_rationales_are_short_and_their_words_few() -> None:
     words: set[str] = set()
     for question in QUESTIONS:
@@ -121,8 +124,8 @@ def test_rationales_are_short_and_their_words_few() -> None:
 
 
 def test_the_reply_has_no_token_counts_and_says_that_it_is_simulated() -> None:
-    reply = asyncio.run(SimulatedTeacher(0.0).ask(request(QUESTIONS[0])))
-    assert reply.text == write(QUESTIONS[0], 0.0)
+    (reply,) = asyncio.run(SimulatedTeacher(0.0).ask(call_of(QUESTIONS[0], 0))).records
+    assert isinstance(reply, Reply) and reply.text == write(QUESTIONS[0], 0.0)
     assert (reply.finish_reason, reply.prompt_tokens, reply.completion_tokens) == ("stop", None, None)
     assert simulated.MODEL == "simulated"
 
@@ -130,4 +133,4 @@ def test_the_reply_has_no_token_counts_and_says_that_it_is_simulated() -> None:
 def test_a_question_without_facts_is_refused() -> None:
     question = Question(id="chal-1", split="train", text="", label="", answer="")
     with pytest.raises(TeacherError, match="chal-1 has no facts"):
-        asyncio.run(SimulatedTeacher(0.0).ask(request(question)))
+        asyncio.run(SimulatedTeacher(0.0).ask(call_of(question, 0)))

@@ -26,14 +26,14 @@ from qcrd.records import Question
 from qcrd.tasks import svamp
 from qcrd.teacher.base import Answer, Call, Reply, TeacherError
 from qcrd.teacher.requests import build_call
-from qcrd.teacher.vllm_engine import VllmTeacher, chat_prompt, engine_arguments, sampling_parameters, single_calls
+from qcrd.teacher.vllm_engine import VllmTeacher, chat_prompt, engine_arguments, sampling_parameters
 
 TEMPLATE = (
     "{% for message in messages %}<s> {{ message['role'] }} : {{ message['content'] }} {% endfor %}"
     "{% if add_generation_prompt %}teacher :{% endif %}{% if brief %} brief{% endif %}"
 )
 WORDS = ["<unk>", "<s>", "user", "teacher", ":", "how", "many", "brief"]
-CALL = Call("q", (1, 2, 4), "how many", "label", "", 7)
+CALL = Call("q", (1, 2, 4), "how many", "label", "", (7, 8, 10))
 
 
 def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
@@ -81,9 +81,9 @@ def test_an_extra_field_may_not_replace_a_setting():
 def test_a_sample_has_the_seed_that_it_would_have_alone():
     question = Question(id="q", split="train", text="how many", label="", answer="")
     whole = build_call(config(seed=3), svamp, "few shot", question, 0, 5)
-    singles = single_calls(config(seed=3), whole)
+    singles = [whole.part(slice(row, row + 1)) for row in range(5)]
     assert singles == [build_call(config(seed=3), svamp, "few shot", question, index, 1) for index in range(5)]
-    assert len({call.seed for call in singles}) == 5
+    assert len(set(whole.seeds)) == 5
 
 
 def test_chat_prompt():
@@ -176,7 +176,7 @@ def test_one_request_a_sample_and_the_counts_stand_with_the_first(engine: Engine
     )
     prompts, params, ids = zip(*engine.asked, strict=True)
     assert all(prompt == {"prompt": "how many"} for prompt in prompts) and len(set(ids)) == 3
-    assert [one.seed for one in params] == [call.seed for call in single_calls(config(), CALL)]
+    assert [one.seed for one in params] == [7, 8, 10]
     assert all(one.n == 1 and one.output_kind is OutputKind.FINAL_ONLY for one in params)
     asyncio.run(teacher.close())
     assert engine.closed
@@ -185,7 +185,7 @@ def test_one_request_a_sample_and_the_counts_stand_with_the_first(engine: Engine
 def test_a_chat_has_the_special_tokens_of_its_template_once(engine: Engine, tmp_path: Path):
     tokenizer().save_pretrained(tmp_path)
     teacher = VllmTeacher(config(api="chat", model=str(tmp_path)), [])
-    ask(teacher, Call("q", (0,), "how many", "", "", 7))
+    ask(teacher, Call("q", (0,), "how many", "", "", (7,)))
     expected = ["<s>", "user", ":", "how", "many", "teacher", ":"]
     assert engine.asked[0][0] == {"prompt_token_ids": [WORDS.index(word) for word in expected]}
 
@@ -211,7 +211,7 @@ def test_failures(engine: Engine, deed: Exception | str | float, reason: str, re
 def test_what_came_before_a_failure_is_kept(engine: Engine):
     engine.does[1] = EngineGenerateError("slip")
     answer = ask(VllmTeacher(config(), []))
-    assert [(reply.text, reply.completion_tokens) for reply in answer.replies] == [("text 0", 1)]
+    assert answer.records == [Reply("text 0", finish_reason="stop", prompt_tokens=9, completion_tokens=1)]
 
 
 def test_a_field_that_vllm_does_not_know_is_named_before_the_model_is_loaded(engine: Engine):
