@@ -74,7 +74,7 @@ def test_a_plan_downloads_nothing_and_counts_by_the_published_sizes(tmp_path: Pa
     planned = plan(experiment(str(ROOT / "experiments" / "svamp_teacher.py"), [*nowhere, *endpoint]))
     work = {one.stage: one.work for one in planned}
     assert work["questions"] == "720 train, 80 validation, 200 test"
-    assert work["samples"] == "at most 3600 teacher requests (paid)"
+    assert work["samples"] == "at most 3600 samples to ask for (paid); --download shows the price"
     assert work["student"] == "10000 steps of 8 questions in 40 iterations of 250"
 
 
@@ -84,7 +84,7 @@ def test_a_download_is_planned_by_the_published_sizes_and_what_the_steps_visit(t
     common = ["task.name=esnli", "task.path=download", "teacher.base_url=http://127.0.0.1:9/v1", f"output={tmp_path}"]
     work = {one.stage: one.work for one in plan(experiment(recipe, common))}
     assert work["questions"] == "80000 train, 9842 validation, 9824 test"
-    assert work["samples"] == "at most 400000 teacher requests (paid)"
+    assert work["samples"] == "at most 400000 samples to ask for (paid); --download shows the price"
     for everything in ("task.train_limit=none", "train.steps=100000"):
         work = {one.stage: one.work for one in plan(experiment(recipe, [*common, everything]))}
         assert work["questions"] == "549367 train, 9842 validation, 9824 test"

@@ -227,7 +227,7 @@ def count_repeats(requests: list[tuple[str, float, float | None]], kills: list[f
         for (arrival, answer), (again, _) in itertools.pairwise(served):
             before = [row for row, kill in enumerate(kills) if kill <= again]
             assert before, "a sample was asked for twice before anything was killed"
-            # The first kill after the request; for one that the actors of a dead driver made, the last before its repeat.
+            # The first kill after the request; where a dead driver's actors made it, the last before its repeat.
             kill = next((row for row in before if arrival <= kills[row]), before[-1])
             repeats[kill] += 1
             lost += answer is not None and answer < kills[kill] - FLUSH_SECONDS

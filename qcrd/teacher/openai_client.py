@@ -139,6 +139,10 @@ def _charge(records: list[Record], prompt: int | None, completion: int | None) -
             prompt, completion = (None if count is None else 0 for count in (prompt, completion))
 
 
+def _unreached(reason: str) -> TeacherError:
+    return TeacherError(reason, retryable=True, of_endpoint=True, billed=True)
+
+
 def _malformed(what: str) -> TeacherError:
     return TeacherError(f"malformed: {what}", 200, retryable=True, billed=True)
 
@@ -178,12 +182,13 @@ class OpenAITeacher:
                 # Raw bodies: endpoints differ from OpenAI's schema in ways that the typed client lets through as None.
                 body = request_body(self._config, self._stop, call)
                 raw = await self._client.post(self._path, cast_to=httpx2.Response, body=body)
-        except (TimeoutError, APITimeoutError):
-            reason = f"timeout: no answer within {seconds:g} s"
-            raise TeacherError(reason, retryable=True, of_endpoint=True, billed=True) from None
+        except TimeoutError:
+            raise _unreached(f"timeout: no answer within {seconds:g} s") from None
         except APIConnectionError as error:
-            reason = f"connection: {error.__cause__ or error}"
-            raise TeacherError(reason, retryable=True, of_endpoint=True, billed=True) from None
+            # The transport calls every connection that it cannot make, or that breaks, a timeout of connecting.
+            broken = isinstance(error.__cause__, httpx2.ConnectTimeout) or not isinstance(error, APITimeoutError)
+            told = f"connection: {error.__cause__ or error}" if broken else f"timeout: no answer within {seconds:g} s"
+            raise _unreached(told) from None
         except APIStatusError as error:
             raise status_error(error.status_code, error.response.text, error.response.headers) from None
         headers = rate_headers(raw.headers)

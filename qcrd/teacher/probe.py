@@ -71,8 +71,8 @@ def probe(
     """Make the first call that is missing.
 
     `is_proven`: the endpoint has answered some of these samples before, so where it refuses a question it is the
-    question's fault. Raises `ConfigError` for what the settings have wrong, `Stopped` where the endpoint does not answer or the budget
-    does not suffice.
+    question's fault. Raises `ConfigError` for what the settings have wrong, `Stopped` where the endpoint does not
+    answer or the budget does not suffice.
     """
     n = samples_per_request(config, store)
     calls = split_calls(missing, config.teacher.num_samples if n is None else n)

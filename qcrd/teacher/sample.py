@@ -177,8 +177,8 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
 
 
 def _let_finish(limits: Any) -> None:
-    """After one actor died: the others make no further attempts, and what they have under way is waited for, so that the
-    next pass does not ask for it again. What the dead one had will never be reported."""
+    """After one actor died: the others make no further attempts, and what they have under way is waited for, so that
+    the next pass does not ask for it again. What the dead one had will never be reported."""
     ray.get(limits.stop.remote("another pass begins"))
     before, since = -1, time.monotonic()
     while before != 0 and time.monotonic() - since < QUIET_SECONDS:

@@ -1,4 +1,4 @@
-"""Sampling under ten kills, and with a node that dies: nothing lost, little paid twice. `make test-faults` runs these."""
+"""Sampling under ten kills, and with a node that dies: nothing lost, little paid twice. For `make test-faults`."""
 
 from __future__ import annotations
 

@@ -205,14 +205,14 @@ def test_what_may_pass_is_asked_max_attempts_times(
     record, server, job = one(tmp_path / "b", lambda number, prompt: reaction, max_attempts=2)
     assert isinstance(record, Failure) and record.reason.startswith(reason)
     assert (record.status, record.attempts) == (status, 2) and server.asked.total() == 2
-    assert job.limits.totals.attempts == 2 and job.limits._under_way == 0
+    assert job.limits.totals.attempts == 2 and job.limits.under_way == 0
 
 
 @pytest.mark.parametrize("reaction", [STALL, TRICKLE], ids=["stall", "trickle"])
 def test_a_server_that_stalls_or_trickles_is_cut_and_asked_again(reaction: Reaction, tmp_path: Path):
     record, _, job = one(tmp_path / "a", lambda number, prompt: reaction, timeout_seconds=0.2, max_attempts=2)
     assert record == Failure("timeout: no answer within 0.2 s", None, 2)
-    assert job.limits.totals.attempts == 2 and job.limits._under_way == 0
+    assert job.limits.totals.attempts == 2 and job.limits.under_way == 0
     if reaction == STALL:
         record, _, _ = one(tmp_path / "b", first(reaction), timeout_seconds=0.8)
         assert record == good(call_of(3), attempts=2)
@@ -429,7 +429,7 @@ def test_what_is_cancelled_may_have_been_paid(tmp_path: Path):
 
     with loopback(delay=5.0) as server:
         asyncio.run(run(server))
-    assert limits.totals.usd == pytest.approx(0.50) and limits.totals.usd_unknown == 1 and limits._under_way == 0
+    assert limits.totals.usd == pytest.approx(0.50) and limits.totals.usd_unknown == 1 and limits.under_way == 0
 
 
 # -- stopping -----------------------------------------------------------------------------------------------------
@@ -497,7 +497,7 @@ def test_leases_are_asked_for_many_at_a_time_and_every_attempt_is_reported(tmp_p
     with loopback() as server:
         asyncio.run(run(server))
     assert seen[0] == (50, 0) and sum(reports for _, reports in seen) == 50 and len(seen) == 2
-    assert limits._under_way == 0 and limits._answered == 50
+    assert limits.under_way == 0 and limits._answered == 50
 
 
 def test_an_error_of_the_lease_reaches_all_who_wait():
@@ -547,7 +547,7 @@ def test_a_task_that_was_cancelled_while_it_waited_takes_no_lease():
         done, waiting = await asyncio.wait(tasks, timeout=3)
         assert not waiting and sum(task.cancelled() for task in done) == 1
         await leases.flush()
-        assert limits._under_way == 12
+        assert limits.under_way == 12
 
     asyncio.run(run())
 

@@ -16,7 +16,6 @@ from qcrd.teacher.requests import (
     Wanted,
     build_call,
     missing_mask,
-    missing_samples,
     split_calls,
     store_place,
     wanted_samples,
@@ -162,18 +161,6 @@ def test_questions_with_one_text_are_asked_once(tmp_path: Path):
     index = index_of(tmp_path, found, {(2, 1): Reply("x"), (0, 2): Failure("no", 400, 1)})
     assert missing_mask(found, index, True).tolist() == [[True, False, True], [True] * 3, [False] * 3]
     assert index.answered(found.keys).tolist() == [[False, True, False], [False] * 3, [False, True, False]]
-
-
-def test_missing_samples_writes_nothing(tmp_path: Path):
-    config = with_overrides(config_of(), {"output": str(tmp_path / "out")})
-    assert missing_samples(config, SVAMP, QUESTIONS).tolist() == [[True] * 3] * 2
-    assert list(tmp_path.iterdir()) == []
-    place = Path(store_place(config))
-    index_of(place, wanted(), {(1, 0): Reply("x")})
-    (part,) = place.iterdir()
-    part.write_bytes(part.read_bytes() + b"torn")
-    assert missing_samples(config, SVAMP, QUESTIONS).tolist() == [[True] * 3, [False, True, True]]
-    assert list(place.iterdir()) == [part]
 
 
 def test_the_store_is_where_it_is_set_or_in_the_output(tmp_path: Path):
