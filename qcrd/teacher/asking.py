@@ -94,11 +94,10 @@ class Leases:
 
 @dataclass(frozen=True)
 class Asked:
-    """What became of a call: how many samples were answered, how many failed and why."""
+    """What became of a call: how many samples were answered, how many failed."""
 
     replies: int
     failures: int
-    reason: str
 
 
 class Asker:
@@ -129,7 +128,7 @@ class Asker:
                 return await self._ask_each(call, keys)  # perhaps it was the server's way to refuse `n`
             failure = Failure(str(error), error.status, error.attempts)
             self._writer.write([(key, failure) for key in keys])
-            return Asked(0, len(keys), failure.reason)
+            return Asked(0, len(keys))
         here = self.keep(answer, attempts, keys)
         got = here.replies + here.failures
         if len(keys) > 1:
@@ -241,15 +240,12 @@ def total_tokens(replies: Sequence[Reply]) -> tuple[int | None, int | None]:
 
 
 def _count(records: Sequence[Record]) -> Asked:
-    failed = [record.reason for record in records if isinstance(record, Failure)]
-    return Asked(len(records) - len(failed), len(failed), failed[0] if failed else "")
+    failed = sum(isinstance(record, Failure) for record in records)
+    return Asked(len(records) - failed, failed)
 
 
 def _sum(*parts: Asked) -> Asked:
-    reasons = [part.reason for part in parts if part.reason]
-    return Asked(
-        sum(part.replies for part in parts), sum(part.failures for part in parts), reasons[0] if reasons else ""
-    )
+    return Asked(sum(part.replies for part in parts), sum(part.failures for part in parts))
 
 
 def _error_of(state: RetryCallState) -> TeacherError:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ import ray.data
 from ray.exceptions import RayError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qcrd.config import ExperimentConfig, TeacherConfig
+from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.tasks.base import Task
@@ -107,10 +108,13 @@ class SamplingActor:
 
     async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, Any]]:
         if self._asker is None:
-            teacher = build_teacher(self._job.teacher, self._task.STOP, self._completions)
-            self._asker = Asker(
-                self._job.teacher, teacher, self._writer, self._leases, self._slots, self._job.price
-            )
+            try:
+                teacher = build_teacher(self._job.teacher, self._task.STOP, self._completions)
+            except ConfigError as error:  # this node has no key, for instance
+                await self._limits.stop.remote(f"node {socket.gethostname()}: {error}")
+                yield {"replies": np.zeros(1, dtype=np.int64), "failures": np.zeros(1, dtype=np.int64)}
+                return
+            self._asker = Asker(self._job.teacher, teacher, self._writer, self._leases, self._slots, self._job.price)
         rows = zip(*(batch[name].tolist() for name in ("question", "first", "count")), strict=True)
         asked = await asyncio.gather(*(self._ask(*row) for row in rows))
         try:
@@ -121,7 +125,6 @@ class SamplingActor:
         yield {
             "replies": np.array([one.replies for one in asked]),
             "failures": np.array([one.failures for one in asked]),
-            "reason": np.array([one.reason for one in asked]),
         }
 
     async def _lease(self, needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
@@ -140,7 +143,7 @@ class SamplingActor:
             await self._limits.stop.remote(str(error))
         except Stopped:
             pass
-        return Asked(0, 0, "")
+        return Asked(0, 0)
 
 
 def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) -> Any:
@@ -172,7 +175,6 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
         # Ray would ask again for all that a dead actor had; a new pass asks for what is missing.
         max_restarts=0,
         fn_constructor_args=(job, limits, data),
-        udf_modifying_row_count=False,
     )
 
 
@@ -256,8 +258,9 @@ class Sampling:
         """Calls for what is missing. Where somebody has to be reached, the first is made here and now."""
         if self.config.teacher.kind != "openai" or self.asked:
             return split_calls(missing, samples_per_request(self.config, self.store) or 1)
-        is_proven = bool(index.answered(self.wanted.keys).any())
+        is_proven, started = bool(index.answered(self.wanted.keys).any()), time.perf_counter()
         probed = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price, is_proven)
+        self.seconds += time.perf_counter() - started
         self.asked += probed.count
         missing[probed.row, probed.first : probed.first + probed.count] = False
         return split_calls(missing, probed.samples_per_request)
