@@ -1,8 +1,9 @@
 """Where a stage's output lies, what it is called, and what makes it finished.
 
-A stage writes into `<stage>/<name>-<fingerprint>.partial`; finishing hashes the files, writes `artifact.json` last and
-renames the folder, so a folder without `.partial` is complete and is never edited again. The fingerprint covers the
-stage's version and settings and the content digests of its inputs; paths, devices and worker counts are not in it.
+A stage writes into `<stage>/<name>-<fingerprint>.<host>-<process>.partial`; finishing hashes the files, writes
+`artifact.json` last and renames the folder, so a folder without `.partial` is complete and is never edited again. The
+fingerprint covers the stage's version and settings and the content digests of its inputs; paths, devices and worker
+counts are not in it.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -85,7 +87,7 @@ class Artifact:
     @property
     def working_path(self) -> Path:
         """Where the stage writes until it is finished; kept after a crash, so that a stage can go on in it."""
-        return self.path.with_name(self.path.name + ".partial")
+        return self.path.with_name(f"{self.path.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
     def is_finished(self) -> bool:
         return (self.path / MARKER).is_file()

@@ -112,6 +112,10 @@ class VllmConfig(Settings):
     revision: str | None = None
 
 
+REQUEST_FIELDS = frozenset({"model", "messages", "prompt", "n", "max_tokens", "max_completion_tokens", "stream"})
+"""What `TeacherConfig.extra_body` may not hold: other settings decide it, and money is reckoned by it."""
+
+
 class TeacherConfig(Settings):
     """Who is asked, how often, and how. What decides a reply is listed in teacher/requests.py; the rest is how to get
     it, and may change between two starts of one run."""
@@ -121,7 +125,9 @@ class TeacherConfig(Settings):
     model: str = "gpt-3.5-turbo"
     base_url: str | None = Field(default=None, description="any OpenAI-compatible endpoint; default: OpenAI's")
     api: Literal["chat", "completions"] = "chat"
-    api_key_env: str = Field(default="OPENAI_API_KEY", description="environment variable that holds the key")
+    api_key_env: str = Field(
+        default="OPENAI_API_KEY", pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", description="variable that holds the key"
+    )
     api_key_file: str | None = Field(default=None, description="file of mode 600 that holds the key")
     num_samples: Positive = 5
     temperature: float = Field(default=0.7, ge=0)
@@ -153,10 +159,14 @@ class TeacherConfig(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.base_url is not None and "@" in self.base_url:
+        if self.base_url is not None and ("@" in self.base_url or "?" in self.base_url):
             raise ValueError(
-                "teacher.base_url: a URL with a name or password in it is not allowed; "
+                "teacher.base_url: a URL with a name, password or query in it is not allowed; "
                 "put the key into the environment variable that teacher.api_key_env names"
+            )
+        if own := REQUEST_FIELDS & self.extra_body.keys():
+            raise ValueError(
+                f"teacher.extra_body: {sorted(own)[0]!r} is not allowed; it follows from other settings of teacher"
             )
         if self.mode == "batch" and self.kind != "openai":
             raise ValueError(f"teacher.mode: 'batch' is not allowed with teacher.kind = {self.kind}; only with openai")
@@ -171,6 +181,7 @@ TEACHER_MEANS = frozenset(
     }
 )  # fmt: skip
 """Fields of `TeacherConfig` that decide how replies are got, not what they are: part of no identity."""
+_VLLM_HARDWARE = ("tensor_parallel_size", "gpu_memory_utilization", "max_model_len")
 
 
 class RationalesConfig(Settings):
@@ -346,7 +357,9 @@ class ExperimentConfig(Settings):
         """All that may change a result, as plain data: without paths, hardware, tracking, and how replies are got."""
         data = self.model_dump(mode="json", exclude={"output", "resources", "tracking", "checkpoint"})
         data["task"].pop("path")
-        data["teacher"]["imported"].pop("path")
+        for part, paths in (("imported", ("path", "aligned_to")), ("vllm", _VLLM_HARDWARE)):
+            for name in paths:
+                data["teacher"][part].pop(name)
         data["teacher"] = {key: value for key, value in data["teacher"].items() if key not in TEACHER_MEANS}
         return data
 
@@ -391,7 +404,7 @@ def one_line(error: ValidationError) -> str:
     first, rest = error.errors()[0], error.error_count() - 1
     more = f" (and {rest} more)" if rest else ""
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith(("constrained-", "literal[")))
-    value = first.get("input")
+    value = "***" if "key" in field else first.get("input")  # somebody may have put the key itself there
     if first["type"] == "extra_forbidden":
         allowed = _allowed_keys(first["loc"][:-1])
         close = difflib.get_close_matches(str(first["loc"][-1]), allowed, n=1)

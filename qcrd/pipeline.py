@@ -26,6 +26,7 @@ from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.build import check_teacher
 from qcrd.teacher.cost import CostEstimate, estimate_cost
 from qcrd.teacher.freeze import known_completion
+from qcrd.teacher.probe import samples_per_request
 from qcrd.teacher.requests import missing_mask, store_place, wanted_samples
 from qcrd.teacher.store import SampleStore
 from qcrd.tracking import RunRecord, read_metrics
@@ -126,12 +127,14 @@ def _planned_samples(config: ExperimentConfig, questions: Artifact | None, downl
         total = (limit or task.sizes(config.task)["train"]) * teacher.num_samples
         return PlannedStage("samples", "to run", f"at most {total} {_ASKED[teacher.kind]}; --download shows the price")
     rows = load_questions(task, config.task, limit) if questions is None else _questions_of(questions)
-    wanted = wanted_samples(config, task, rows)
-    index = SampleStore(store_place(config)).index(set_aside=False)
+    wanted, store = wanted_samples(config, task, rows), SampleStore(store_place(config))
+    index = store.index(set_aside=False)
     missing = missing_mask(wanted, index, retry_errors=False)
     work = f"{int(missing.sum())} of {wanted.total} {_ASKED[teacher.kind]}"
     if teacher.kind != "openai":
         return PlannedStage("samples", "to run", work)
+    if n := samples_per_request(config, store):  # an earlier job may have found it out
+        teacher = teacher.model_copy(update={"samples_per_request": n})
     cost = estimate_cost(teacher, task, wanted, missing, known_completion(wanted, index))
     return PlannedStage("samples", "to run", work, cost)
 

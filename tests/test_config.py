@@ -40,7 +40,7 @@ def test_overrides_are_read_by_the_fields_type():
         ({"name": "a b"}, "name", "'a b'", "pattern"),
         ({"task.generator.min_steps": "3", "task.generator.max_steps": "2"}, "task.generator.min_steps", "3", "most"),
         ({"teacher.kind": "imported"}, "teacher.imported.path", "None", "needs a file"),
-        ({"teacher.base_url": "http://me:pw@host/v1"}, "teacher.base_url", "a name or password", "key"),
+        ({"teacher.base_url": "http://me:pw@host/v1"}, "teacher.base_url", "a name, password or query", "key"),
         ({"teacher.mode": "batch", "teacher.kind": "vllm"}, "teacher.mode", "'batch'", "only with openai"),
         ({"teacher.samples_per_request": "0"}, "teacher.samples_per_request", "'0'", "'auto'"),
         ({"negatives.source": "fixed"}, "negatives.fixed", "None", "needs a model folder"),

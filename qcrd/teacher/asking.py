@@ -6,10 +6,12 @@ All on one event loop. Knows nothing about Ray (leases come through a function),
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_exponential_jitter
@@ -27,6 +29,7 @@ MAX_RATE_LIMITED = 50
 ATTEMPTS_TO_LEARN_N = 2
 _BACKOFF = wait_exponential_jitter(initial=0.5, max=30.0, jitter=0.5)
 
+T = TypeVar("T")
 Lease = Callable[[Sequence[Need], Sequence[Report]], Awaitable[Grant]]
 
 
@@ -42,6 +45,7 @@ class Leases:
         self._waiting: deque[tuple[Need, asyncio.Future[None]]] = deque()
         self._reports: list[Report] = []
         self._task: asyncio.Task[None] | None = None
+        self._stopped = asyncio.Event()
 
     async def acquire(self, need: Need) -> None:
         """Wait until one attempt may be made. Raises `Stopped`."""
@@ -55,6 +59,11 @@ class Leases:
             if not future.cancelled():  # it was granted a moment before
                 self.report(_unused(need))
             raise
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait before another attempt, at most until all stops."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._stopped.wait(), seconds)
 
     def report(self, report: Report) -> None:
         """How an attempt ended. Every attempt that was granted is reported once."""
@@ -81,6 +90,7 @@ class Leases:
                 else:
                     future.set_result(None)
             if grant.stop:
+                self._stopped.set()
                 self._end(Stopped(grant.stop))
             elif self._waiting and grant.wait > 0:
                 await asyncio.sleep(min(grant.wait, LONGEST_SLEEP))
@@ -90,6 +100,16 @@ class Leases:
             if not future.cancelled():
                 future.set_exception(error)
         self._waiting.clear()
+
+
+async def all_of(parts: Iterable[Awaitable[T]]) -> list[T]:
+    """The results of all, each waited for to its end: one that fails leaves no paid call of another behind. Raises the
+    first error."""
+    results = await asyncio.gather(*parts, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
 
 
 @dataclass(frozen=True)
@@ -131,7 +151,7 @@ class Asker:
             return Asked(0, len(keys))
         here = self.keep(answer, attempts, keys)
         got = here.replies + here.failures
-        if len(keys) > 1:
+        if len(keys) > 1 and self.honours_n is None:
             self.honours_n = got > 1
         rest = slice(got, None)
         return here if got == len(keys) else _sum(here, await self._ask_each(call.part(rest), keys[rest]))
@@ -145,7 +165,7 @@ class Asker:
     async def _ask_each(self, call: Call, keys: Sequence[bytes]) -> Asked:
         """One call for each sample."""
         parts = (self.ask(call.part(slice(at, at + 1)), keys[at : at + 1]) for at in range(len(keys)))
-        asked = _sum(*await asyncio.gather(*parts))
+        asked = _sum(*await all_of(parts))
         if asked.replies and self.honours_n is None:
             self.honours_n = False
         return asked
@@ -168,7 +188,7 @@ class Asker:
 
         retrying = AsyncRetrying(
             retry=retry_if_exception(lambda error: isinstance(error, TeacherError) and error.retryable),
-            stop=is_over, wait=_seconds_to_wait, reraise=True, sleep=asyncio.sleep,
+            stop=is_over, wait=_seconds_to_wait, reraise=True, sleep=self._leases.sleep,
         )  # fmt: skip
         number = 0
         try:

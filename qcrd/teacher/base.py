@@ -48,11 +48,15 @@ class Reply:
 
 @dataclass(frozen=True)
 class Failure:
-    """A sample that could not be had: the row becomes an error row. `status` is the HTTP status, where there is one."""
+    """A sample that could not be had: the row becomes an error row. `status` is the HTTP status, where there is one;
+    an answer that was withheld (a content filter) is paid for, and has counts as a `Reply` has."""
 
     reason: str
     status: int | None
     attempts: int
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    batch: bool = False
 
 
 Record = Reply | Failure

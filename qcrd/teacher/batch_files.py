@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.base import Call, Record, Reply, TeacherError
+from qcrd.teacher.base import Call, Record, TeacherError
 from qcrd.teacher.openai_client import read_replies, request_body, status_error
 
 
@@ -72,4 +72,4 @@ def read_result(data: dict[str, Any], most: int) -> list[Record]:
     if status != 200:
         raise status_error(status, json.dumps(body or {"error": error}), {})
     records = read_replies(json.dumps(body), most)
-    return [replace(record, batch=True) if isinstance(record, Reply) else record for record in records]
+    return [replace(record, batch=True) for record in records]

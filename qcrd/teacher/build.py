@@ -14,8 +14,9 @@ from qcrd.teacher.cost import check_budget
 from qcrd.teacher.imported import ImportedTeacher, import_identity
 from qcrd.teacher.limits import SharedLimits
 from qcrd.teacher.openai_client import OpenAITeacher, api_key
-from qcrd.teacher.requests import prompt_path, read_prompt
+from qcrd.teacher.requests import prompt_path, read_prompt, store_place
 from qcrd.teacher.simulated import SimulatedTeacher
+from qcrd.teacher.store import SampleStore, StoreError
 from qcrd.teacher.vllm_engine import VllmTeacher
 
 
@@ -25,6 +26,10 @@ def check_teacher(config: ExperimentConfig, task: Task) -> None:
     if task.ANSWER_PHRASE not in read_prompt(teacher, task):
         raise ConfigError(f"teacher.prompt: '{prompt_path(teacher, task)}' never says {task.ANSWER_PHRASE!r}")
     check_budget(teacher)
+    try:
+        SampleStore(store_place(config))
+    except StoreError as error:
+        raise ConfigError(f"teacher.store: {error}") from error
     if teacher.kind == "openai":
         api_key(teacher)
     elif teacher.kind == "imported":

@@ -350,5 +350,8 @@ def _notes(estimate: CostEstimate) -> list[str]:
         if config.base_url is not None:
             notes.append("teacher.base_url is set: the price goes by the model's name, not by the endpoint")
     if not estimate.measured:
-        notes.append(f"prompt tokens are estimated as bytes / {BYTES_PER_TOKEN}; teacher.tokenizer would count them")
+        notes.append(
+            f"prompt tokens are estimated as bytes / {BYTES_PER_TOKEN}, so no price here is strict; "
+            "teacher.tokenizer would count them"
+        )
     return notes

@@ -22,8 +22,8 @@ MANY = 2000
 def freeze(wanted: Wanted, index: StoreIndex, path: Path, price: Price | None) -> dict[str, Any]:
     """Write all samples to a Parquet file. Returns counts, tokens, dollars and errors by kind.
 
-    Tokens are summed over the replies that have counts; `uncounted` says how many have none. `usd` is absent where the
-    price is unknown.
+    Tokens are summed over the records that have counts; `uncounted` says how many replies have none. `usd` is absent
+    where the price is unknown.
     """
     sums: Counter[str] = Counter()
     errors: Counter[str] = Counter()
@@ -38,11 +38,10 @@ def freeze(wanted: Wanted, index: StoreIndex, path: Path, price: Price | None) -
                 writer.write(_sample(question.id, column, key, record))
                 if not isinstance(record, Reply):
                     errors[NOT_ASKED if record is None else record.reason.split(":")[0]] += 1
-                    continue
-                if not distinct[row, column]:
+                if record is None or not distinct[row, column]:
                     continue
                 prompt, completion = record.prompt_tokens, record.completion_tokens
-                sums["uncounted"] += prompt is None or completion is None
+                sums["uncounted"] += isinstance(record, Reply) and (prompt is None or completion is None)
                 sums["prompt_tokens"] += prompt or 0
                 sums["completion_tokens"] += completion or 0
                 if price is not None:
@@ -57,10 +56,10 @@ def freeze(wanted: Wanted, index: StoreIndex, path: Path, price: Price | None) -
 
 
 def spent_before(wanted: Wanted, index: StoreIndex, price: Price) -> float:
-    """Dollars that the stored replies of a run's samples cost, whichever run paid for them."""
+    """Dollars that the stored records of a run's samples cost, whichever run paid for them."""
     total = 0.0
     for record in index.records(wanted.keys[wanted.distinct()]):
-        if isinstance(record, Reply):
+        if record is not None:
             total += spent_usd(price, record.prompt_tokens or 0, record.completion_tokens or 0, record.batch)
     return total
 

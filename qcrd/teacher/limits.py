@@ -27,6 +27,8 @@ class Need:
 
     tokens: float = 0.0
     usd: float = 0.0
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Attempts that failed, by kind."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +87,13 @@ class Bucket:
 
 @dataclass
 class Totals:
-    """Counts of all attempts so far. `usd_unknown`: attempts that may have been paid for without saying what."""
+    """Counts of all attempts so far. `usd`: what those cost that said so."""
 
     attempts: int = 0
     limited: int = 0
     usd: float = 0.0
-    usd_unknown: int = 0
     kinds: Counter[str] = field(default_factory=Counter)
+    """Attempts that failed, by kind."""
 
 
 class SharedLimits:
@@ -110,7 +112,9 @@ class SharedLimits:
         self._own = (requests_per_minute, tokens_per_minute)
         self._adapted: Bucket | None = None
         self._refused_rate = 0.0
-        self._budget, self._spent, self._reserved = budget_usd, spent_usd, 0.0
+        self._budget, self._reserved = budget_usd, 0.0
+        self.spent = spent_usd
+        """Dollars at most: an attempt that does not say what it cost counts as the most it can."""
         self.under_way = 0
         """Attempts that were granted and not reported yet."""
         self._paused_until = now
@@ -152,11 +156,11 @@ class SharedLimits:
         return [(bucket, tokens) for bucket, tokens in pairs if bucket is not None]
 
     def _wait(self, need: Need, now: float) -> float:
-        if self._budget is not None and self._spent + self._reserved + need.usd > self._budget:
+        if self._budget is not None and self.spent + self._reserved + need.usd > self._budget:
             if self.under_way == 0:
                 self.stop(
                     f"teacher.budget_usd: the next request may cost ${need.usd:.4f}, which would pass the budget of "
-                    f"${self._budget:g}; ${self._spent:.4f} are spent"
+                    f"${self._budget:g}; at most ${self.spent:.4f} are spent"
                 )
             return 0.1  # attempts under way may turn out cheaper than the most they can cost
         return max([self._paused_until - now, *(bucket.wait(now) for bucket, _ in self._buckets())])
@@ -172,19 +176,19 @@ class SharedLimits:
         self.under_way -= 1
         self._reserved = max(0.0, self._reserved - outcome.need.usd)
         if outcome.billed:
-            paid = outcome.need.usd if outcome.usd is None else outcome.usd
-            self._spent += paid
-            self.totals.usd += paid
-            self.totals.usd_unknown += outcome.usd is None
+            self.spent += outcome.need.usd if outcome.usd is None else outcome.usd
+            self.totals.usd += outcome.usd or 0.0
+        self.totals.kinds[outcome.kind] += bool(outcome.kind)
         if self._tokens is not None and outcome.tokens is not None:
             self._tokens.take(outcome.tokens - outcome.need.tokens)
-        self.totals.kinds[outcome.kind] += bool(outcome.kind)
         if outcome.status == 429:
             self._limited += 1
             self.totals.limited += 1
         elif not outcome.kind:
             self._answered += 1
             self._failures = 0
+            if self._budget is not None and outcome.usd is None:
+                self.stop("teacher.budget_usd: the endpoint does not say how many tokens it counts, so no budget holds")
         if outcome.headers is not None:
             self._obey(outcome.headers, outcome.need, now)
 

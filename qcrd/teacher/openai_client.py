@@ -26,7 +26,7 @@ from qcrd.teacher.base import Answer, Call, Failure, RateHeaders, Record, Reply,
 
 MAX_REASON = 300
 _RETRIED_STATUS = frozenset({408, 409, 429})
-_OF_ENDPOINT_STATUS = frozenset({401, 403, 404})
+_OF_ENDPOINT_STATUS = frozenset({401, 402, 403, 404})
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
 _DURATION = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
@@ -67,7 +67,9 @@ def _key_of_file(path: Path) -> str:
 def make_client(config: TeacherConfig) -> AsyncOpenAI:
     """A client that makes each request once. Make it on the event loop that will use it."""
     # Its default transport looks at every idle connection for every request; with 64 that is a third of the time.
-    transport = DefaultAioHttpClient(timeout=config.timeout_seconds)
+    transport = DefaultAioHttpClient(
+        timeout=config.timeout_seconds, limits=httpx2.Limits(max_connections=config.concurrency + 1)
+    )
     return AsyncOpenAI(
         api_key=api_key(config), base_url=config.base_url or OPENAI_URL, timeout=config.timeout_seconds, max_retries=0,
         http_client=transport,
@@ -132,11 +134,10 @@ def _record(choice: Any) -> Record | None:
 
 
 def _charge(records: list[Record], prompt: int | None, completion: int | None) -> None:
-    """The counts of the whole call stand with its first reply, and 0 with the others."""
+    """The counts of the whole call stand with its first record, and 0 with the others."""
     for row, record in enumerate(records):
-        if isinstance(record, Reply):
-            records[row] = replace(record, prompt_tokens=prompt, completion_tokens=completion)
-            prompt, completion = (None if count is None else 0 for count in (prompt, completion))
+        records[row] = replace(record, prompt_tokens=prompt, completion_tokens=completion)
+        prompt, completion = (None if count is None else 0 for count in (prompt, completion))
 
 
 def _unreached(reason: str) -> TeacherError:

@@ -32,10 +32,10 @@ QUESTIONS = 3
 def samples_per_request(config: ExperimentConfig, store: SampleStore) -> int | None:
     """n: as it is set, or as an earlier job found out; None where nobody knows yet."""
     teacher = config.teacher
-    if teacher.samples_per_request != "auto":
-        return teacher.samples_per_request
     if teacher.kind in ("simulated", "imported") or teacher.num_samples == 1:
         return 1
+    if teacher.samples_per_request != "auto":
+        return teacher.samples_per_request
     if teacher.kind == "vllm":
         return teacher.num_samples
     honours_n = json.loads(store.read_text(MEMORY) or "{}").get(_endpoint(config))

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from qcrd.artifacts import digest_of
+from qcrd.artifacts import digest_of, folder_digest
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import SEPARATOR, Question
 from qcrd.seeding import stable_seed
@@ -59,6 +59,8 @@ def model_settings(config: TeacherConfig, task: Task) -> dict[str, Any]:
     }
     if config.kind == "vllm":
         settings |= {"revision": config.vllm.revision, "dtype": config.vllm.dtype}
+        if Path(config.model).is_dir():
+            settings["model"] = folder_digest(Path(config.model))
     return settings | ({"extra_body": config.extra_body} if config.extra_body else {})
 
 

@@ -2,7 +2,7 @@
 
 Every reply is in the store before anything reads it, so what is missing is what the store lacks, and a second start
 asks for that alone. When an actor or its node dies, what is then missing is asked for in a new pass. The driver's
-memory holds the questions and 32 bytes for each sample.
+memory holds the questions, about 120 bytes for each sample, and no request.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.tasks.base import Task
-from qcrd.teacher.asking import Asked, Asker, Leases, Stopped
+from qcrd.teacher.asking import Asked, Asker, Leases, Stopped, all_of
 from qcrd.teacher.base import TeacherError
 from qcrd.teacher.batch import resume_batches, run_batches
 from qcrd.teacher.build import build_teacher, make_limits
@@ -102,7 +102,6 @@ class SamplingActor:
         self._task = get_task(job.task)
         self._questions, self._completions = ray.get(data)
         self._slots: int = ray.get(limits.slots.remote())  # pyright: ignore[reportAssignmentType]
-        self._writer = StoreWriter(job.store, job.teacher.flush_seconds)
         self._asker: Asker | None = None
         self._leases = Leases(self._lease)
 
@@ -110,13 +109,14 @@ class SamplingActor:
         if self._asker is None:
             try:
                 teacher = build_teacher(self._job.teacher, self._task.STOP, self._completions)
-            except ConfigError as error:  # this node has no key, for instance
+                self._writer = StoreWriter(self._job.store, self._job.teacher.flush_seconds)
+            except (ConfigError, StoreError) as error:  # this node has no key, or cannot write there
                 await self._limits.stop.remote(f"node {socket.gethostname()}: {error}")
                 yield {"replies": np.zeros(1, dtype=np.int64), "failures": np.zeros(1, dtype=np.int64)}
                 return
             self._asker = Asker(self._job.teacher, teacher, self._writer, self._leases, self._slots, self._job.price)
         rows = zip(*(batch[name].tolist() for name in ("question", "first", "count")), strict=True)
-        asked = await asyncio.gather(*(self._ask(*row) for row in rows))
+        asked = await all_of(self._ask(*row) for row in rows)
         try:
             await asyncio.to_thread(self._writer.flush)
         except StoreError as error:
@@ -203,10 +203,12 @@ class Sampling:
     on_progress: OnProgress
     asked: int = 0
     """Samples that got a record in this start."""
-    attempts: int = 0
-    usd: float = 0.0
-    usd_unknown: int = 0
     seconds: float = 0.0
+    usd: float = 0.0
+    """What the attempts of passes that are over said they cost."""
+    is_probed: bool = False
+    base: int = 0
+    """Samples that had a record when the present pass began, less `asked` then."""
 
     def run(self, retry_errors: bool) -> StoreIndex:
         """Ask until nothing is missing; returns what the store then has.
@@ -215,22 +217,27 @@ class Sampling:
         for what the first call shows.
         """
         stalled = 0
+        retried: np.ndarray | None = None  # failures of earlier starts that are still to be asked again
         batch = self.config.teacher.mode == "batch"
         if batch:
             self._in_batches(None)
         while True:
             index = self.store.index()
-            missing = missing_mask(self.wanted, index, retry_errors)
+            missing = missing_mask(self.wanted, index, False)
+            if retried is None:
+                retried = missing_mask(self.wanted, index, retry_errors) & ~missing
+            missing |= retried
             if not missing.any():
                 return index
             spent = self._spent(index)
             calls = self._calls(index, missing, spent)
-            before = self.asked
+            self.base, before = self.wanted.total - int(calls[:, 2].sum()) - self.asked, self.asked
             try:
                 if batch:
                     fitting = self._affordable(calls, spent)
                     self._in_batches(calls[:fitting])
-                    retry_errors &= fitting == len(calls)
+                    for row, first, count in calls[:fitting].tolist():
+                        retried[row, first : first + count] = False
                     if fitting < len(calls):
                         continue  # they may have cost less than the most that was reckoned with
                 else:
@@ -242,6 +249,7 @@ class Sampling:
                 if stalled == PASSES_WITHOUT_PROGRESS:
                     raise
                 logger.warning("sampling lost an actor (%s); what is missing is asked for", type(error).__name__)
+                retried &= ~self.store.index().answered(self.wanted.keys)
                 continue
             index = self.store.index()
             left = int(missing_mask(self.wanted, index, False).sum())
@@ -256,10 +264,11 @@ class Sampling:
 
     def _calls(self, index: StoreIndex, missing: np.ndarray, spent: float) -> np.ndarray:
         """Calls for what is missing. Where somebody has to be reached, the first is made here and now."""
-        if self.config.teacher.kind != "openai" or self.asked:
+        if self.config.teacher.kind != "openai" or self.is_probed:
             return split_calls(missing, samples_per_request(self.config, self.store) or 1)
         is_proven, started = bool(index.answered(self.wanted.keys).any()), time.perf_counter()
         probed = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price, is_proven)
+        self.is_probed = True
         self.seconds += time.perf_counter() - started
         self.asked += probed.count
         missing[probed.row, probed.first : probed.first + probed.count] = False
@@ -286,17 +295,16 @@ class Sampling:
             raise
         finally:
             self.seconds += time.perf_counter() - started
-        reason, totals = ray.get(limits.state.remote())
-        self.attempts += totals.attempts
-        self.usd += totals.usd
-        self.usd_unknown += totals.usd_unknown
+            reason, totals = ray.get(limits.state.remote())
+            self.usd += totals.usd
         if reason:
-            raise Stopped(reason)
+            raise Stopped(
+                f"{reason} (a call that failed for good before that is an error row, which --retry-errors asks again)"
+            )
 
     def _watch(self, dataset: Any, limits: Any, started: float) -> None:
         """Take the batches as they come, and show how far it is."""
         total = self.wanted.total
-        done = self._done()
         shown, errors, before = started, 0, self.asked
         for batch in dataset.iter_batches(batch_size=None, prefetch_batches=0):
             errors += int(batch["failures"].sum())
@@ -306,16 +314,16 @@ class Sampling:
                 shown = now
                 _, totals = ray.get(limits.state.remote())
                 info = self._shown(totals, now - started, errors, self.asked - before)
-                self.on_progress(done + self.asked, total, info)
-        self.on_progress(done + self.asked, total, {"errors": errors})
+                self.on_progress(self.base + self.asked, total, info)
+        self.on_progress(self.base + self.asked, total, {"errors": errors})
 
     def _shown(self, totals: Totals, seconds: float, errors: int, asked: int) -> dict[str, Any]:
         """What stands beside the bar."""
         info: dict[str, Any] = {"samples/s": f"{asked / seconds:.1f}", "errors": errors}
         if self.price is not None:
             info["usd"] = f"{self.usd + totals.usd:.2f}"
-        if totals.limited:
-            info["rate limited"] = totals.limited
+        if failed := totals.kinds.total():
+            info["failed attempts"] = failed
         return info
 
     def _affordable(self, calls: np.ndarray, spent: float) -> int:
@@ -346,25 +354,26 @@ class Sampling:
             )
             for row, first, count in ([] if calls is None else calls.tolist())
         )
-        done, before, started = self._done(), self.asked, time.perf_counter()
+        before, started = self.asked, time.perf_counter()
 
         def show(samples: int) -> None:
             self.asked = before + samples
-            self.on_progress(done + samples, self.wanted.total, {"mode": "batch"})
+            self.on_progress(min(self.base + self.asked, self.wanted.total), self.wanted.total, {"mode": "batch"})
 
         with StoreWriter(self.store.place, teacher.flush_seconds) as writer:
             try:
                 if calls is None:
-                    asyncio.run(resume_batches(teacher, self.store, writer, show))
+                    summary = asyncio.run(resume_batches(teacher, self.store, writer, show))
                 else:
-                    asyncio.run(run_batches(teacher, self.task.STOP, self.store, writer, built, show))
+                    summary = asyncio.run(run_batches(teacher, self.task.STOP, self.store, writer, built, show))
             except TeacherError as error:
                 raise Stopped(str(error)) from error
         self.seconds += time.perf_counter() - started
-
-    def _done(self) -> int:
-        """How many of the wanted samples have a record, before this start asked for any."""
-        return self.wanted.total - int(missing_mask(self.wanted, self.store.index(), False).sum()) - self.asked
+        if summary.missing or summary.malformed:
+            logger.warning(
+                "batches ended without %d samples, %d lines could not be read; errors: %s", summary.missing,
+                summary.malformed, dict(summary.errors),
+            )  # fmt: skip
 
 
 def sample(
@@ -385,15 +394,14 @@ def sample(
     sampling = Sampling(config, task, wanted, store, price, completions, on_progress)
     try:
         index = store.index() if accept_missing else sampling.run(retry_errors)
-    except StoreError as error:
+        frozen = freeze(wanted, index, out, price)
+    except (StoreError, OSError) as error:
         raise Stopped(str(error)) from error
     finally:
         store.sync()
     return {
-        **freeze(wanted, index, out, price),
+        **frozen,
         "asked": sampling.asked,
-        "attempts": sampling.attempts,
-        **({"usd_of_this_start": sampling.usd, "attempts_of_unknown_price": sampling.usd_unknown} if price else {}),
         "seconds": sampling.seconds,
         "samples_per_second": sampling.asked / sampling.seconds if sampling.seconds else 0.0,
         **(_imported_counts(imported) if imported is not None else {}),

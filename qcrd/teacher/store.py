@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 KEY_TYPE = np.dtype("S32")
 """Keys in arrays: the 32 bytes of a SHA-256."""
 REMOTE_PART_BYTES = 4 << 20
+OPEN_PARTS, READS = 64, 10
 _HEAD, _TAIL = b'{"key":"', b',"sha256":"'
 _KEY_END = len(_HEAD) + 64
 _TAIL_LENGTH = len(_TAIL) + 64 + len(b'"}\n')
@@ -164,12 +165,22 @@ class StoreIndex:
     def _read(self, row: int, streams: dict[int, IO[bytes]], stack: contextlib.ExitStack) -> bytes:
         part = int(self._part[row])
         if part not in streams:
-            streams[part] = stack.enter_context(self._parts[part].open("rb"))
+            if len(streams) == OPEN_PARTS:
+                streams.pop(next(iter(streams))).close()
+            streams[part] = stack.enter_context(self._open(part))
         streams[part].seek(int(self._offset[row]))
         return streams[part].readline()
 
+    def _open(self, part: int) -> IO[bytes]:
+        """A part, also where another reader has set it aside since: its lines stand where they stood."""
+        path = self._parts[part]
+        try:
+            return path.open("rb")
+        except FileNotFoundError:
+            return path.with_name(_DAMAGED + path.name).open("rb")
+
     def _digest(self, row: int) -> bytes:
-        with self._parts[int(self._part[row])].open("rb") as stream:
+        with self._open(int(self._part[row])) as stream:
             stream.seek(int(self._offset[row]))
             return stream.readline()[-67:-3]
 
@@ -186,7 +197,17 @@ class SampleStore:
 
     def index(self, set_aside: bool = True) -> StoreIndex:
         """Read all parts. Damaged ones whose writer is gone are set aside, each with one warning that names it;
-        without `set_aside` nothing is written."""
+        without `set_aside` nothing is written. Raises `StoreError` where the store cannot be read."""
+        for _ in range(READS):
+            try:
+                return self._read_all(set_aside)
+            except FileNotFoundError:  # another reader set a part aside meanwhile: look again
+                continue
+            except OSError as error:
+                raise StoreError(f"the sample store {self.place} cannot be read: {error}") from error
+        raise StoreError(f"the sample store {self.place} cannot be read: its files vanish while it is looked at")
+
+    def _read_all(self, set_aside: bool) -> StoreIndex:
         names = self._part_names()
         self._copy(names)
         parts: list[Path] = []
@@ -211,7 +232,7 @@ class SampleStore:
         """Make what writers of this machine wrote durable, also where a writer was killed before it did so."""
         if self.is_local:
             for name in self._part_names():
-                with Path(name).open("rb") as stream:
+                with contextlib.suppress(FileNotFoundError), Path(name).open("rb") as stream:
                     os.fsync(stream.fileno())
 
     def read_text(self, name: str) -> str | None:
@@ -301,14 +322,17 @@ class _Part:
 
 
 class _Sink(Protocol):
-    """Where a writer's lines go. `write` keeps them, `flush` makes them durable; both may raise OSError."""
+    """Where a writer's lines go. `write` keeps them; `flush` makes durable what `pending` named before, while others
+    are written. Both may raise OSError."""
 
     @property
     def path(self) -> str: ...
 
     def write(self, data: bytes) -> None: ...
 
-    def flush(self) -> None: ...
+    def pending(self) -> list[tuple[str, bytes]]: ...
+
+    def flush(self, pending: list[tuple[str, bytes]]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -325,7 +349,7 @@ class StoreWriter:
         fs, folder = _filesystem(place)
         host = "".join(char if char.isalnum() else "_" for char in socket.gethostname())
         name = f"part-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._lock = threading.Lock()
+        self._lock, self._flushing = threading.Lock(), threading.Lock()
         self._dirty = False
         self._error: OSError | None = None
         try:
@@ -354,10 +378,16 @@ class StoreWriter:
 
     def flush(self) -> None:
         """Make all that was written durable."""
-        with self._lock, self._reported():
-            if self._dirty:
-                self._sink.flush()
-                self._dirty = False
+        with self._flushing, self._reported():  # a writer need not wait for the disk, or for a server
+            with self._lock:
+                dirty, self._dirty = self._dirty, False
+                pending = self._sink.pending() if dirty else None
+            if pending is not None:
+                try:
+                    self._sink.flush(pending)
+                except OSError:
+                    self._dirty = True
+                    raise
             if self._error is not None:
                 raise self._error
 
@@ -418,7 +448,10 @@ class _LocalPart:
             raise
         self._length += len(data)
 
-    def flush(self) -> None:
+    def pending(self) -> list[tuple[str, bytes]]:
+        return []
+
+    def flush(self, pending: list[tuple[str, bytes]]) -> None:
         os.fsync(self._file)
 
     def close(self) -> None:
@@ -432,6 +465,8 @@ class _RemotePart:
     def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, name: str) -> None:
         self._fs, self._folder, self._name = fs, folder, name
         self._number, self._data = 0, bytearray()
+        self._full: list[tuple[str, bytes]] = []
+        """Parts that are not written to any more, and not stored yet."""
 
     @property
     def path(self) -> str:
@@ -440,11 +475,19 @@ class _RemotePart:
     def write(self, data: bytes) -> None:
         self._data += data
 
-    def flush(self) -> None:
-        _put(self._fs, False, self.path, bytes(self._data))
+    def pending(self) -> list[tuple[str, bytes]]:
+        current = (self.path, bytes(self._data))
         if len(self._data) >= REMOTE_PART_BYTES:
+            self._full.append(current)
             self._number += 1
             self._data = bytearray()
+            return list(self._full)
+        return [*self._full, current]
+
+    def flush(self, pending: list[tuple[str, bytes]]) -> None:
+        for path, data in pending:
+            _put(self._fs, False, path, data)
+        self._full = [part for part in self._full if part not in pending]
 
     def close(self) -> None:
         """All is written by `flush`."""

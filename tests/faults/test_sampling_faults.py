@@ -22,9 +22,8 @@ pytestmark = pytest.mark.faults
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [1, 2])
-def test_ten_kills_of_one_job(seed: int):
-    numbers = measure_kills(seed)
+def test_ten_kills_of_one_job():
+    numbers = measure_kills(seed=1)
     print(numbers)
     assert numbers["kills"] == 10 and numbers["lost_replies"] == 0
     assert numbers["paid_twice"] <= numbers["in_flight_bound"]

@@ -157,22 +157,22 @@ def test_the_budget_is_never_passed(seed: int):
 
     def end(need: Need, now: float) -> tuple[float, Outcome]:
         nonlocal paid
-        kind = rng.choice(["", "", "", "free", "unknown", "timeout"])
-        cost = {"free": 0.0, "unknown": need.usd, "timeout": need.usd}.get(kind, need.usd * rng.random())
+        kind = rng.choice(["", "", "", "free", "timeout"])
+        cost = {"free": 0.0, "timeout": need.usd}.get(kind, need.usd * rng.random())
         paid += cost
         seconds = rng.uniform(0.1, 3.0)
         if kind == "free":
             return seconds, Outcome(need, "status 500", 500, billed=False)
-        if kind in ("unknown", "timeout"):
-            return seconds, Outcome(need, kind if kind == "timeout" else "", None, usd=None)
+        if kind == "timeout":
+            return seconds, Outcome(need, kind, None, usd=None)
         return seconds, Outcome(need, status=200, usd=cost)
 
     simulation = Simulation(limits, clock, end, need=lambda: Need(usd=rng.uniform(0.001, 0.02)), slots=50)
     granted = simulation.run(10_000)
     assert 0.97 < paid <= 1.0 + 1e-9  # used to the last request that fits
     assert limits.stop_reason.startswith("teacher.budget_usd: the next request may cost $0.0")
-    assert f"${limits.totals.usd + 0.25:.4f} are spent" in limits.stop_reason
-    assert limits.totals.usd == pytest.approx(paid - 0.25) and limits.totals.attempts == len(granted)
+    assert f"at most ${limits.spent:.4f} are spent" in limits.stop_reason
+    assert limits.spent == pytest.approx(paid) and limits.totals.attempts == len(granted)
 
 
 def test_while_attempts_are_under_way_the_budget_is_waited_for():
@@ -186,7 +186,8 @@ def test_while_attempts_are_under_way_the_budget_is_waited_for():
     assert (one_left.count, one_left.stop) == (0, "")  # 0.4 spent, 0.4 under way
     grant = limits.lease([need], [Outcome(need, status=200, usd=0.35)])
     assert grant.count == 0 and grant.stop == (
-        "teacher.budget_usd: the next request may cost $0.4000, which would pass the budget of $1; $0.7500 are spent"
+        "teacher.budget_usd: the next request may cost $0.4000, which would pass the budget of $1; "
+        "at most $0.7500 are spent"
     )
     assert limits.lease([Need(usd=0.01)], []).stop == grant.stop  # for good
 
@@ -196,8 +197,15 @@ def test_what_is_not_known_counts_as_the_most_it_can_cost():
     limits = make(clock, budget=1.0)
     need = Need(usd=0.4)
     limits.lease([need, need], [])
-    grant = limits.lease([need], [Outcome(need, status=200), Outcome(need, "timeout")])
-    assert grant.stop and limits.totals.usd == pytest.approx(0.8) and limits.totals.usd_unknown == 2
+    grant = limits.lease([need], [Outcome(need, "malformed", 200), Outcome(need, "timeout")])
+    assert grant.stop and limits.spent == pytest.approx(0.8) and limits.totals.usd == 0
+
+
+def test_no_budget_holds_where_the_endpoint_counts_nothing():
+    limits = make(Clock(), budget=1.0)
+    limits.lease([Need(usd=0.1)], [])
+    grant = limits.lease([Need(usd=0.1)], [Outcome(Need(usd=0.1), status=200)])
+    assert grant.count == 0 and grant.stop.startswith("teacher.budget_usd: the endpoint does not say how many tokens")
 
 
 def test_what_was_refused_costs_nothing():
@@ -207,7 +215,7 @@ def test_what_was_refused_costs_nothing():
     for _ in range(20):
         assert limits.lease([need], []).count == 1
         limits.lease([], [Outcome(need, "status 500", 500, billed=False)])
-    assert limits.totals.usd == 0 and limits.totals.usd_unknown == 0 and limits.totals.kinds["status 500"] == 20
+    assert limits.totals.usd == 0 and limits.spent == 0 and limits.totals.kinds["status 500"] == 20
 
 
 def test_without_a_budget_what_is_paid_is_counted():

@@ -126,7 +126,7 @@ def choice(text: str | None, reason: str | None = "stop", **message: Any) -> dic
             body_of(choice("", "content_filter"), choice("a"), choice("b"), usage={"prompt_tokens": 3,
                     "completion_tokens": 4}),
             [
-                Failure("content filter: the endpoint withheld the answer", 200, 1), Reply("a", "", "stop", 3, 4),
+                Failure("content filter: the endpoint withheld the answer", 200, 1, 3, 4), Reply("a", "", "stop", 0, 0),
                 Reply("b", "", "stop", 0, 0),
             ],
         ),

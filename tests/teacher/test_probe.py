@@ -137,7 +137,7 @@ def test_an_endpoint_that_fails_is_asked_a_few_times(reaction: Reaction, tmp_pat
 def test_too_small_a_budget_is_told_before_anything_is_asked(tmp_path: Path):
     with loopback() as server:
         job = job_of(tmp_path, server.base_url, budget_usd=1.0)
-        with pytest.raises(Stopped, match=r"^teacher\.budget_usd: .* budget of \$1; \$0\.9900 are spent"):
+        with pytest.raises(Stopped, match=r"^teacher\.budget_usd: .* budget of \$1; at most \$0\.9900 are spent"):
             job.probe(PRICE, spent=0.99)
         assert server.asked.total() == 0
         assert job.probe(PRICE, spent=0.5) == (1, 1) and server.asked.total() == 1
