@@ -151,7 +151,7 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
     teacher = job.teacher
     actors = min(teacher.actors, teacher.concurrency)
     slots = -(-teacher.concurrency // actors)
-    batch_size = min(MAX_BATCH, max(1, slots // 4))
+    batch_size = min(MAX_BATCH, slots)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # the caller shows one
     context.print_on_execution_start = False
