@@ -11,6 +11,7 @@ import asyncio
 import logging
 import socket
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ import pyarrow as pa
 import ray
 import ray.data
 from ray.exceptions import RayError, RayTaskError
+from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
@@ -164,18 +166,21 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
     blocks = [table.slice(start, rows) for start in range(0, len(table), rows)]
     at_once = min(BLOCKS_AT_ONCE, -(-len(blocks) // actors))  # the first actor to be ready must not take them all
     gpus = teacher.vllm.tensor_parallel_size if teacher.kind == "vllm" else 0
-    return ray.data.from_arrow(blocks).map_batches(
-        SamplingActor,  # pyright: ignore[reportArgumentType]
-        batch_size=batch_size,
-        compute=ray.data.ActorPoolStrategy(
-            size=actors, max_concurrent_calls_per_actor=at_once, max_tasks_in_flight_per_actor=at_once
-        ),
-        num_cpus=0,
-        num_gpus=gpus,
-        # Ray would ask again for all that a dead actor had; a new pass asks for what is missing.
-        max_restarts=0,
-        fn_constructor_args=(job, limits, data),
-    )
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to say `max_restarts`, and warns of this one.
+        warnings.simplefilter("ignore", RayDeprecationWarning)
+        return ray.data.from_arrow(blocks).map_batches(
+            SamplingActor,  # pyright: ignore[reportArgumentType]
+            batch_size=batch_size,
+            compute=ray.data.ActorPoolStrategy(
+                size=actors, max_concurrent_calls_per_actor=at_once, max_tasks_in_flight_per_actor=at_once
+            ),
+            num_cpus=0,
+            num_gpus=gpus,
+            # Ray would ask again for all that a dead actor had; a new pass asks for what is missing.
+            max_restarts=0,
+            fn_constructor_args=(job, limits, data),
+        )
 
 
 def _let_finish(limits: Any) -> None:
