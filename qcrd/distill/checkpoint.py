@@ -142,13 +142,14 @@ class CheckpointStore:
     def save_initial(self, student: Mapping[str, torch.Tensor]) -> None:
         """Write snapshot 0 unless it is there."""
         self.wait()
-        self._write_snapshot(0, _copies(student))
+        if not _is_whole(self.snapshot_path(0)):
+            self._write_snapshot(0, _copies(student))
 
     def save(self, iteration: int, student: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
         """Copy everything to CPU memory and return; a thread makes it durable, then deletes what is not needed now.
 
-        Waits for the save before, and raises `OSError` where that one failed (a full disk). An existing snapshot or
-        checkpoint of the iteration has the same content, by determinism, and stays.
+        Waits for the save before, and raises `OSError` where that one failed (a full disk). A whole checkpoint of the
+        iteration has the same content, by determinism, and stays; a snapshot that has no checkpoint yet is replaced.
         """
         self.wait()
         weights = _copies(student)
@@ -177,7 +178,8 @@ class CheckpointStore:
     def _write(self, iteration: int, student: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
         """One save, in the background thread."""
         try:
-            self._write_snapshot(iteration, student)
+            if self._damage(iteration) is not None:  # what a killed run left may differ in its last bits on a GPU
+                self._write_snapshot(iteration, student)
             self._snapshot_written.set()
             self._write_checkpoint(iteration, checkpoint)
             self._prune(checkpoint.progress)
@@ -187,10 +189,8 @@ class CheckpointStore:
             self._snapshot_written.set()
 
     def _write_snapshot(self, iteration: int, student: dict[str, torch.Tensor]) -> None:
-        path = self.snapshot_path(iteration)
-        if not _is_whole(path):
-            with whole_or_absent(path) as temporary:
-                save_file(student, temporary)
+        with whole_or_absent(self.snapshot_path(iteration)) as temporary:
+            save_file(student, temporary)
 
     def _write_checkpoint(self, iteration: int, checkpoint: Checkpoint) -> None:
         path = self._checkpoint_path(iteration)
