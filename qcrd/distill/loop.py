@@ -188,7 +188,7 @@ class Training:
         if self.maker is None or not self._has_negatives(iteration):
             return {index: [] for index in visited}
         if self.config.negatives.placement == "async":
-            made = self.workers.from_first(lambda: self.elsewhere.take(iteration))  # pyright: ignore
+            made = self.workers.from_first(lambda: self.elsewhere.take(iteration))  # pyright: ignore[reportOptionalMemberAccess]
         else:
             made = self._negatives_here(iteration, self.maker)
         return self.maker.negatives(iteration, made)

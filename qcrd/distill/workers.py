@@ -56,16 +56,16 @@ class Workers:
         """What `make` gives on the first worker, as a plain value; a `ValueError` there is raised on every worker."""
         if self.world_size == 1:
             return make()
-        outcome: tuple[Any, str | None] = (None, None)
+        outcome: dict[str, Any] = {}
         if self.rank == 0:
             try:
-                outcome = make(), None
+                outcome["value"] = make()
             except ValueError as error:
-                outcome = None, str(error)
-        value, problem = self.broadcast(outcome)
-        if problem is not None:
-            raise ValueError(problem)
-        return value
+                outcome["problem"] = str(error)
+        outcome = self.broadcast(outcome)
+        if "problem" in outcome:
+            raise ValueError(outcome["problem"])
+        return outcome["value"]
 
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with the first worker's."""
