@@ -6,7 +6,7 @@ nothing about Ray, models or losses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +51,21 @@ class Workers:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._plain)
         return box[0]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the first worker, as a plain value; a `ValueError` there is raised on every worker."""
+        if self.world_size == 1:
+            return make()
+        outcome: tuple[Any, str | None] = (None, None)
+        if self.rank == 0:
+            try:
+                outcome = make(), None
+            except ValueError as error:
+                outcome = None, str(error)
+        value, problem = self.broadcast(outcome)
+        if problem is not None:
+            raise ValueError(problem)
+        return value
 
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with the first worker's."""
