@@ -106,26 +106,28 @@ class Training:
 
     def _resume(self) -> None:
         """Every worker takes the state that the first one reads."""
-        first = self.workers.rank == 0
-        newest = self.workers.broadcast(self.store.newest() if first else None)
-        if newest is None:
-            if first:
-                self.store.save_initial(weights_of(self.student.model))
+        self.progress, self.rows = self.workers.from_first(self._read_newest)
+        if self.progress.iteration == 0:
             return
-        if first:
-            checkpoint = self.store.read(newest)
-            self.progress, self.rows = checkpoint.progress, checkpoint.rows
-            set_weights(self.student.model, self.store.snapshot(newest))
-            self.optimizer.load_state(checkpoint.tensors["optimizer"])
-            if self.judge is not None and self.judge_optimizer is not None:
-                set_weights(self.judge, checkpoint.tensors["discriminator"])
-                self.judge_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
-        self.progress, self.rows = self.workers.broadcast((self.progress, self.rows))
         for optimizer in (self.optimizer, self.judge_optimizer):
             if optimizer is not None:
                 state = optimizer.state()
                 self.workers.broadcast_([optimizer.weights.data, *state.values()])
                 optimizer.load_state(state)
+
+    def _read_newest(self) -> tuple[Progress, list[dict[str, Any]]]:
+        """Load the newest checkpoint, or write snapshot 0 where there is none. Returns where training stands."""
+        newest = self.store.newest()
+        if newest is None:
+            self.store.save_initial(weights_of(self.student.model))
+            return self.progress, self.rows
+        checkpoint = self.store.read(newest)
+        set_weights(self.student.model, self.store.snapshot(newest))
+        self.optimizer.load_state(checkpoint.tensors["optimizer"])
+        if self.judge is not None and self.judge_optimizer is not None:
+            set_weights(self.judge, checkpoint.tensors["discriminator"])
+            self.judge_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
+        return checkpoint.progress, checkpoint.rows
 
     def _run_iteration(self, iteration: int) -> None:
         visited = self.schedule.visited(iteration)
@@ -148,8 +150,7 @@ class Training:
             progress.best_accuracy, progress.best_iteration = accuracy, iteration
         row = {"step": self.schedule.steps_of(iteration).stop, **summary, "train/iteration": iteration}
         self.rows.append(row)
-        if self.workers.rank == 0:
-            self.store.save(iteration, weights_of(self.student.model), self._checkpoint())
+        self.workers.from_first(self._save)
         times = {
             "time/negatives": made - started, "time/scoring": scored - made, "time/steps": trained - scored,
             "time/judge": updated - trained, "time/evaluation": evaluated - updated,
@@ -157,12 +158,14 @@ class Training:
         }  # fmt: skip
         self.emit({"kind": "metrics", "rows": [{**row, **times}]})
 
-    def _checkpoint(self) -> Checkpoint:
+    def _save(self) -> None:
+        """Begin to save. Raises `OSError` where the save before failed (a full disk)."""
         tensors = {"optimizer": self.optimizer.state()}
         if self.judge is not None and self.judge_optimizer is not None:
             tensors["discriminator"] = weights_of(self.judge)
             tensors["discriminator_optimizer"] = self.judge_optimizer.state()
-        return Checkpoint(self.progress, self.rows, tensors)
+        checkpoint = Checkpoint(self.progress, self.rows, tensors)
+        self.store.save(self.progress.iteration, weights_of(self.student.model), checkpoint)
 
     # -- negatives and their quality ----------------------------------------------------------------------------
 
@@ -180,7 +183,7 @@ class Training:
         if self.maker is None or not self._has_negatives(iteration):
             return {index: [] for index in visited}
         if self.config.negatives.placement == "async":
-            made = self.workers.broadcast(self.elsewhere.take(iteration) if self.elsewhere is not None else [])
+            made = self.workers.from_first(lambda: self.elsewhere.take(iteration))  # pyright: ignore
         else:
             made = self._negatives_here(iteration, self.maker)
         return self.maker.negatives(iteration, made)

@@ -48,11 +48,11 @@ class FlatAdamW:
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The moments, flat, and the number of steps; empty moments before the first step."""
+        """The moments, flat, and the number of steps; zeros, no two in one memory, before the first step."""
         kept = self._adamw.state[self.weights]
-        zeros = torch.zeros_like(self.weights.data)
+        moments = {name: kept.get(name, torch.zeros_like(self.weights.data)) for name in ("exp_avg", "exp_avg_sq")}
         step = torch.as_tensor(kept.get("step", 0.0), dtype=torch.float32, device=self.weights.device)
-        return {"exp_avg": kept.get("exp_avg", zeros), "exp_avg_sq": kept.get("exp_avg_sq", zeros), "step": step}
+        return {**moments, "step": step}
 
     def load_state(self, state: Mapping[str, torch.Tensor]) -> None:
         """Restore what `state` gave. Raises `ValueError` for moments of another size."""

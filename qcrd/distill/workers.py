@@ -6,7 +6,7 @@ nothing about Ray, models or losses.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -51,6 +51,25 @@ class Workers:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._plain)
         return box[0]
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What `make` gives on the first worker, as a plain value.
+
+        A `ValueError` or `OSError` there is raised on every worker, so that none waits for one that gave up.
+        """
+        if self.world_size == 1:
+            return make()
+        outcome: Any = None, None
+        if self.rank == 0:
+            try:
+                outcome = make(), None
+            except (ValueError, OSError) as error:
+                kind = OSError if isinstance(error, OSError) else ValueError
+                outcome = None, kind(str(error))
+        value, problem = self.broadcast(outcome)
+        if problem is not None:
+            raise problem
+        return value
 
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with the first worker's."""
