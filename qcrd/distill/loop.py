@@ -156,8 +156,7 @@ class Training:
             progress.best_accuracy, progress.best_iteration = accuracy, iteration
         row = {"step": self.schedule.steps_of(iteration).stop, **summary, "train/iteration": iteration}
         self.rows.append(row)
-        if self.workers.rank == 0:
-            self.store.save(iteration, weights_of(self.student.model), self._checkpoint())
+        self.workers.from_first(self._save)
         times = {
             "time/negatives": made - started, "time/scoring": scored - made, "time/steps": trained - scored,
             "time/judge": updated - trained, "time/evaluation": evaluated - updated,
@@ -165,12 +164,14 @@ class Training:
         }  # fmt: skip
         self.emit({"kind": "metrics", "rows": [{**row, **times}]})
 
-    def _checkpoint(self) -> Checkpoint:
+    def _save(self) -> None:
+        """Begin to save. Raises `OSError` where the save before failed (a full disk)."""
         tensors = {"optimizer": self.optimizer.state()}
         if self.judge is not None and self.judge_optimizer is not None:
             tensors["discriminator"] = weights_of(self.judge)
             tensors["discriminator_optimizer"] = self.judge_optimizer.state()
-        return Checkpoint(self.progress, self.rows, tensors)
+        checkpoint = Checkpoint(self.progress, self.rows, tensors)
+        self.store.save(self.progress.iteration, weights_of(self.student.model), checkpoint)
 
     # -- negatives and their quality ----------------------------------------------------------------------------
 

@@ -53,18 +53,22 @@ class Workers:
         return box[0]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the first worker, as a plain value; a `ValueError` there is raised on every worker."""
+        """What `make` gives on the first worker, as a plain value.
+
+        A `ValueError` or `OSError` there is raised on every worker, so that none waits for one that gave up.
+        """
         if self.world_size == 1:
             return make()
-        outcome: tuple[Any, str | None] = (None, None)
+        outcome: Any = None, None
         if self.rank == 0:
             try:
                 outcome = make(), None
-            except ValueError as error:
-                outcome = None, str(error)
+            except (ValueError, OSError) as error:
+                kind = OSError if isinstance(error, OSError) else ValueError
+                outcome = None, kind(str(error))
         value, problem = self.broadcast(outcome)
         if problem is not None:
-            raise ValueError(problem)
+            raise problem
         return value
 
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
