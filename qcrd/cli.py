@@ -72,6 +72,8 @@ def run(
     config = experiment(recipe, overrides or [])
     from qcrd import pipeline
     from qcrd.console import Display
+    from qcrd.distill.durable import is_full
+    from qcrd.distill.train import TrainingFailed
     from qcrd.teacher.asking import Stopped
 
     with Display() as display:
@@ -87,6 +89,14 @@ def run(
                 "--accept-missing goes on without it."
             )
             raise typer.Exit(3) from None
+        except TrainingFailed as failed:
+            print(f"error: {failed}", file=sys.stderr)
+            raise typer.Exit(1) from None
+        except OSError as error:
+            if not is_full(error):
+                raise
+            print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
+            raise typer.Exit(1) from None
         rows = [[name, artifact.path] for name, artifact in finished.items()]
         rows += [["record", pipeline.record_folder(config)]]
         display.table("Where everything lies", ["what", "path"], rows)

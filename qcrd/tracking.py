@@ -106,6 +106,15 @@ def _line(row: Mapping[str, Any]) -> str:
     return json.dumps(safe, ensure_ascii=False, allow_nan=False) + "\n"
 
 
+def _append(path: Path, row: Mapping[str, Any]) -> None:
+    """Add a line. Raises `OSError` that names the file."""
+    try:
+        with path.open("a") as stream:
+            stream.write(_line(row))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
 class RunRecord:
     """One run: its local record, and the thread that copies it to MLflow. Methods may be called from any thread.
 
@@ -159,8 +168,7 @@ class RunRecord:
         row = self._row(stage, {**metrics, "step": step})
         with self._lock:
             self._rows.append(row)
-            with (self.folder / METRICS).open("a") as stream:
-                stream.write(_line(row))
+            _append(self.folder / METRICS, row)
 
     def restart_stage(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Put `rows` ({"step", metric: value}, "time" if known) in place of all rows of a stage, when it is resumed."""
@@ -248,8 +256,7 @@ class RunRecord:
                 if same and same[-1] == item:
                     return
             self._items.append(item)
-            with (self.folder / ITEMS).open("a") as stream:
-                stream.write(_line(item))
+            _append(self.folder / ITEMS, item)
 
     def _run(self) -> None:
         while True:

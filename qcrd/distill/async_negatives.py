@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 
 from qcrd.config import ExperimentConfig
 from qcrd.distill.data import load_training_data
+from qcrd.distill.discriminator import set_weights
 from qcrd.distill.generation import Generated
 from qcrd.distill.loop import schedule_of
 from qcrd.distill.negatives import NegativeMaker
@@ -45,19 +46,19 @@ class NegativesActor:
         data = load_training_data(settings, {name: Path(path) for name, path in inputs.items()})
         self._snapshots, self._rank, self._count = Path(snapshots), rank, count
         self._maker = NegativeMaker(
-            settings, data, schedule_of(settings, len(data.examples)), self._snapshot,
+            settings, data, schedule_of(settings, len(data.examples)), self._load_snapshot,
             lambda: build_student(settings.student, data.tokenizer, settings.seed, torch.device(device)),
         )  # fmt: skip
 
-    def _snapshot(self, iteration: int) -> dict[str, torch.Tensor]:
-        """A snapshot's weights. Raises `FileNotFoundError` where this node does not get to see it."""
+    def _load_snapshot(self, iteration: int, model: torch.nn.Module) -> None:
+        """Set a model's weights to a snapshot's. Raises `FileNotFoundError` where this node does not get to see it."""
         path = self._snapshots / f"snapshot-{iteration:05d}.safetensors"
         deadline = time.monotonic() + SNAPSHOT_SECONDS
         while not path.is_file():
             if time.monotonic() > deadline:
                 raise FileNotFoundError(f"{path}: not visible from {ray.util.get_node_ip_address()}; is it shared?")
             time.sleep(0.1)
-        return load_file(path)
+        set_weights(model, load_file(path))
 
     def make(self, iteration: int) -> list[list[Generated]]:
         """This actor's share of an iteration's batches."""

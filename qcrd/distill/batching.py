@@ -1,25 +1,35 @@
-"""Rows of token ids as padded tensors, and how many rows are cut into batches."""
+"""Rows of token ids as padded tensors on a device, and how many rows are cut into batches."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
 Ids = Sequence[int]
 
 
-def pad(rows: Sequence[Ids], value: int, device: torch.device) -> torch.Tensor:
-    """Right-padded (rows, longest) int64."""
+def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """Plain values as a tensor, without waiting for what the device is doing."""
+    if device.type != "cuda":
+        return torch.tensor(values, dtype=dtype, device=device)
+    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+
+
+def pad(
+    rows: Sequence[Sequence[Any]], value: Any, device: torch.device, dtype: torch.dtype = torch.int64
+) -> torch.Tensor:
+    """Right-padded (rows, longest)."""
     width = max((len(row) for row in rows), default=0)
     data = [[*row, *([value] * (width - len(row)))] for row in rows]
-    return torch.tensor(data, dtype=torch.int64, device=device).view(len(rows), width)
+    return on_device(data, device, dtype).view(len(rows), width)
 
 
 def padded_inputs(rows: Sequence[Ids], pad_id: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Padded ids and mask (1 on tokens), (rows, longest) each."""
     ids = pad(rows, pad_id, device)
-    lengths = torch.tensor([len(row) for row in rows], device=device)
+    lengths = on_device([len(row) for row in rows], device)
     return ids, (torch.arange(ids.shape[1], device=device)[None, :] < lengths[:, None]).long()
 
 

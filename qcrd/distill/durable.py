@@ -8,6 +8,7 @@ about what is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import shutil
@@ -53,6 +54,14 @@ def remove_left_overs(folder: Path) -> None:
         match = re.search(rf"\.{re.escape(_host())}-(\d+)\.tmp", path.name)
         if match and (int(match[1]) == os.getpid() or not _is_alive(int(match[1]))):
             shutil.rmtree(path)
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a new attempt would find the same: a full disk, a spent quota, a disk that is only readable.
+
+    By the text, since safetensors gives no number.
+    """
+    return any(os.strerror(code) in str(error) for code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS))
 
 
 def _host() -> str:

@@ -79,7 +79,7 @@ class Training:
         self.student = build_student(config.student, data.tokenizer, config.seed, device)
         self.maker = None
         if config.uses_student_negatives():
-            self.maker = NegativeMaker(config, data, self.schedule, self._snapshot, self.student.twin)
+            self.maker = NegativeMaker(config, data, self.schedule, self._load_snapshot, self.student.twin)
         self.elsewhere = elsewhere
         self.optimizer = FlatAdamW(
             self.student.model, config.train.learning_rate, config.train.weight_decay, config.train.max_grad_norm
@@ -129,11 +129,11 @@ class Training:
             self.judge_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
         return checkpoint.progress, checkpoint.rows
 
-    def _snapshot(self, iteration: int) -> dict[str, torch.Tensor]:
-        """A snapshot's weights. The first worker may still be writing it, so the others read it after that one has."""
-        weights = self.store.snapshot(iteration) if self.workers.rank == 0 else None
-        self.workers.broadcast(None)
-        return self.store.snapshot(iteration) if weights is None else weights
+    def _load_snapshot(self, iteration: int, model: torch.nn.Module) -> None:
+        """Set a model's weights to a snapshot's, on all workers at once; the first one reads it."""
+        if self.workers.rank == 0:
+            set_weights(model, self.store.snapshot(iteration))
+        self.workers.broadcast_(parameter.data for parameter in model.parameters())
 
     def _run_iteration(self, iteration: int) -> None:
         visited = self.schedule.visited(iteration)
@@ -156,8 +156,7 @@ class Training:
             progress.best_accuracy, progress.best_iteration = accuracy, iteration
         row = {"step": self.schedule.steps_of(iteration).stop, **summary, "train/iteration": iteration}
         self.rows.append(row)
-        if self.workers.rank == 0:
-            self.store.save(iteration, weights_of(self.student.model), self._checkpoint())
+        self.workers.from_first(self._save)
         times = {
             "time/negatives": made - started, "time/scoring": scored - made, "time/steps": trained - scored,
             "time/judge": updated - trained, "time/evaluation": evaluated - updated,
@@ -165,12 +164,14 @@ class Training:
         }  # fmt: skip
         self.emit({"kind": "metrics", "rows": [{**row, **times}]})
 
-    def _checkpoint(self) -> Checkpoint:
+    def _save(self) -> None:
+        """Begin to save. Raises `OSError` where the save before failed (a full disk)."""
         tensors = {"optimizer": self.optimizer.state()}
         if self.judge is not None and self.judge_optimizer is not None:
             tensors["discriminator"] = weights_of(self.judge)
             tensors["discriminator_optimizer"] = self.judge_optimizer.state()
-        return Checkpoint(self.progress, self.rows, tensors)
+        checkpoint = Checkpoint(self.progress, self.rows, tensors)
+        self.store.save(self.progress.iteration, weights_of(self.student.model), checkpoint)
 
     # -- negatives and their quality ----------------------------------------------------------------------------
 

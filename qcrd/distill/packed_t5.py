@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers.models.t5.modeling_t5 import T5Attention, T5ForConditionalGeneration, T5LayerFF, T5Stack
 
-from qcrd.distill.batching import Ids, token_batches
+from qcrd.distill.batching import Ids, on_device, token_batches
 from qcrd.distill.cross_entropy import nll_of_tokens, weighted_nll
 
 GROUP_RATIO = 0.7
@@ -63,7 +63,7 @@ class Layout:
             if rows and (row < 0 or lengths[row] < GROUP_RATIO * lengths[rows[0]]):
                 longest = lengths[rows[0]]
                 places = [i * longest + j for i, one in enumerate(rows) for j in range(lengths[one])]
-                index = torch.tensor(places, dtype=torch.int64, device=device)
+                index = on_device(places, device)
                 self.groups.append(Group(rows, start, start + len(places), longest, index))
                 start, rows = start + len(places), []
             rows.append(row)
@@ -74,8 +74,8 @@ class Layout:
 
     def per_token(self, values_B: torch.Tensor) -> torch.Tensor:
         """Each row's value once for each of its tokens, (P,)."""
-        order = torch.tensor(self.order, dtype=torch.int64, device=values_B.device)
-        counts = torch.tensor([self.lengths[row] for row in self.order], dtype=torch.int64, device=values_B.device)
+        order = on_device(self.order, values_B.device)
+        counts = on_device([self.lengths[row] for row in self.order], values_B.device)
         total = self.groups[-1].stop if self.groups else 0
         return values_B[order].repeat_interleave(counts, output_size=total)
 
@@ -83,7 +83,7 @@ class Layout:
         """Sum of each row's token values, (B,)."""
         sums_B = values_P.new_zeros(len(self.lengths))
         for group in self.groups:
-            rows = torch.tensor(group.rows, dtype=torch.int64, device=values_P.device)
+            rows = on_device(group.rows, values_P.device)
             sums_B = sums_B.index_copy(0, rows, group.pad(values_P[:, None]).sum(dim=(1, 2)))
         return sums_B
 
@@ -102,7 +102,7 @@ class EncodedQuestions:
         layout = self.layout
         padded = packed_PD.new_zeros(len(layout.lengths), layout.longest, packed_PD.shape[1])
         for group in layout.groups:
-            rows = torch.tensor(group.rows, dtype=torch.int64, device=packed_PD.device)
+            rows = on_device(group.rows, packed_PD.device)
             wide = nn.functional.pad(group.pad(packed_PD), (0, 0, 0, layout.longest - group.longest))
             padded = padded.index_copy(0, rows, wide)
         return padded
@@ -113,7 +113,7 @@ class EncodedQuestions:
 
 
 def _padding_mask(lengths: Sequence[int], longest: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    counts = torch.tensor(lengths, device=device)
+    counts = on_device(lengths, device)
     is_padding = torch.arange(longest, device=device)[None, :] >= counts[:, None]
     mask = torch.zeros(is_padding.shape, dtype=dtype, device=device).masked_fill(is_padding, float("-inf"))
     return mask[:, None, None]
@@ -167,7 +167,7 @@ def encode(stack: T5Stack, rows: Sequence[Ids]) -> EncodedQuestions:
     """Run an encoder stack over rows of ids."""
     device = stack.final_layer_norm.weight.device
     layout = Layout([len(row) for row in rows], device)
-    x = stack.dropout(stack.embed_tokens(torch.tensor(layout.flatten(rows), dtype=torch.int64, device=device)))
+    x = stack.dropout(stack.embed_tokens(on_device(layout.flatten(rows), device)))
     bias = _position_bias(stack.block[0].layer[0].SelfAttention, layout.longest)  # pyright: ignore
     biases = []
     for group in layout.groups:
@@ -225,11 +225,11 @@ class PackedT5:
         """Hidden states before the output weights, (P, H), of target tokens in packed order."""
         stack, device = self.model.decoder, self.model.device
         inputs = [[self.start_id, *row[:-1]] for row in targets]
-        x = stack.dropout(stack.embed_tokens(torch.tensor(layout.flatten(inputs), dtype=torch.int64, device=device)))
+        x = stack.dropout(stack.embed_tokens(on_device(layout.flatten(inputs), device)))
         bias = _causal(_position_bias(stack.block[0].layer[0].SelfAttention, layout.longest))  # pyright: ignore
         biases = [bias[..., : group.longest, : group.longest] for group in layout.groups]
         questions = [
-            torch.tensor([question_R[row] for row in group.rows], dtype=torch.int64, device=device)
+            on_device([question_R[row] for row in group.rows], device)
             for group in layout.groups
         ]
         mask = encoded.mask(bias.dtype)
@@ -254,10 +254,10 @@ class PackedT5:
             some = [targets[row] for row in rows]
             layout = Layout([len(row) for row in some], device)
             hidden = self._decode(encoded, encoded.keys_values, [question_R[row] for row in rows], some, layout)
-            flat = torch.tensor(layout.flatten(some), dtype=torch.int64, device=device)
+            flat = on_device(layout.flatten(some), device)
             sums = layout.row_sums(nll_of_tokens(hidden, self.model.lm_head.weight, flat))
-            lengths = torch.tensor(layout.lengths, dtype=nll.dtype, device=device)
-            nll[torch.tensor(rows, device=device)] = sums / lengths
+            lengths = on_device(layout.lengths, device, nll.dtype)
+            nll[on_device(rows, device)] = sums / lengths
         return nll
 
     def weighted_nll(
@@ -268,8 +268,8 @@ class PackedT5:
         layout = Layout([len(row) for row in targets], device)
         keys_values = _cross_keys_values(self.model.decoder, encoded, encoded.states_PH)
         hidden = self._decode(encoded, keys_values, question_R, targets, layout)
-        flat = torch.tensor(layout.flatten(targets), dtype=torch.int64, device=device)
-        lengths = torch.tensor(layout.lengths, dtype=weights_R.dtype, device=device)
+        flat = on_device(layout.flatten(targets), device)
+        lengths = on_device(layout.lengths, device, weights_R.dtype)
         weights_P = layout.per_token(weights_R / lengths)
         loss, nll_P = weighted_nll(hidden, self.model.lm_head.weight, flat, weights_P)
         return loss, layout.row_sums(nll_P) / lengths

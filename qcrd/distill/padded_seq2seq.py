@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from qcrd.distill.batching import Ids, length_sorted_batches, pad, padded_inputs
+from qcrd.distill.batching import Ids, length_sorted_batches, on_device, pad, padded_inputs
 from qcrd.distill.losses import IGNORED, sequence_nll
 
 ROWS = 16
@@ -59,13 +59,13 @@ class PaddedSeq2Seq:
         device = self.model.device
         parts, places = [], []
         for rows in length_sorted_batches([len(row) for row in targets], ROWS):
-            question = torch.tensor([question_R[row] for row in rows], device=device)
+            question = on_device([question_R[row] for row in rows], device)
             targets_BT = pad([targets[row] for row in rows], IGNORED, device)
             logits = self.logits(states_BSH[question], encoded.mask_BS[question], targets_BT)
             parts.append(sequence_nll(logits, targets_BT))
             places += rows
         nll = torch.cat(parts)
-        return torch.zeros_like(nll).index_copy(0, torch.tensor(places, device=device), nll)
+        return torch.zeros_like(nll).index_copy(0, on_device(places, device), nll)
 
     @torch.no_grad()
     def sequence_nll(self, encoded: PaddedStates, question_R: Sequence[int], targets: Sequence[Ids]) -> torch.Tensor:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from qcrd.config import LossConfig
-from qcrd.distill.batching import Ids
+from qcrd.distill.batching import Ids, on_device, pad
 from qcrd.distill.losses import (
     CandidateWeights,
     candidate_weights,
@@ -93,7 +93,7 @@ def _weighted_sum(
 
 
 def _token_weights(student: Student, targets: Sequence[Ids], num_tokens: int) -> torch.Tensor:
-    lengths = torch.tensor([len(row) for row in targets], dtype=student.model.dtype, device=student.device)
+    lengths = on_device([len(row) for row in targets], student.device, student.model.dtype)
     return token_mean_weights(lengths, num_tokens)
 
 
@@ -123,63 +123,57 @@ def dss_step(student: Student, batch: QuestionBatch, loss_config: LossConfig) ->
     return loss, metrics
 
 
-@dataclass(frozen=True)
 class Candidates:
     """All candidates of a batch as flat rows, with the places that they take in (question, slot)."""
 
-    targets: list[Ids]
-    question: torch.Tensor
-    slot: torch.Tensor
-    is_positive: torch.Tensor
-    mask_pos_NM: torch.Tensor
-    mask_neg_NK: torch.Tensor
-
-    @classmethod
-    def of(cls, batch: QuestionBatch, device: torch.device) -> Candidates:
+    def __init__(self, batch: QuestionBatch, device: torch.device) -> None:
         rows = [
             (target, n, slot, side == 0)
             for side, lists in enumerate((batch.positives, batch.negatives))
             for n, targets in enumerate(lists)
             for slot, target in enumerate(targets)
         ]
-        masks = []
-        for lists in (batch.positives, batch.negatives):
-            counts = torch.tensor([len(targets) for targets in lists], device=device)
-            width = max((len(targets) for targets in lists), default=0)
-            masks.append(torch.arange(width, device=device)[None, :] < counts[:, None])
-        return cls(
-            [row[0] for row in rows],
-            torch.tensor([row[1] for row in rows], dtype=torch.int64, device=device),
-            torch.tensor([row[2] for row in rows], dtype=torch.int64, device=device),
-            torch.tensor([row[3] for row in rows], dtype=torch.bool, device=device),
-            masks[0],
-            masks[1],
+        self.device = device
+        self.targets: list[Ids] = [row[0] for row in rows]
+        self.question, self.slot = [row[1] for row in rows], [row[2] for row in rows]
+        self.is_positive = [row[3] for row in rows]
+        self.mask_pos_NM, self.mask_neg_NK = (
+            pad([[True] * len(targets) for targets in lists], False, device, torch.bool)
+            for lists in (batch.positives, batch.negatives)
         )
 
-    def as_matrices(self, nll_R: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Losses of the given rows as (N, M) and (N, K), 0 elsewhere; keeps the gradient."""
+    def _places(self, rows: Sequence[int], positive: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the rows on one side: where they stand in `rows`, their questions and their slots."""
+        side = [(i, row) for i, row in enumerate(rows) if self.is_positive[row] == positive]
+        values = ([i for i, _ in side], [self.question[row] for _, row in side], [self.slot[row] for _, row in side])
+        index, question, slot = (on_device(some, self.device) for some in values)
+        return index, question, slot
+
+    def as_matrices(self, nll_R: torch.Tensor, rows: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values of the given rows as (N, M) and (N, K), 0 elsewhere."""
         matrices = []
-        for mask, side in ((self.mask_pos_NM, self.is_positive[rows]), (self.mask_neg_NK, ~self.is_positive[rows])):
-            place = (self.question[rows][side], self.slot[rows][side])
-            matrices.append(nll_R.new_zeros(mask.shape).index_put(place, nll_R[side]))
+        for mask, positive in ((self.mask_pos_NM, True), (self.mask_neg_NK, False)):
+            index, question, slot = self._places(rows, positive)
+            matrices.append(nll_R.new_zeros(mask.shape).index_put((question, slot), nll_R[index]))
         return matrices[0], matrices[1]
 
-
-def _matrix(rows: Sequence[Sequence[float]], mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    flat = torch.tensor([value for row in rows for value in row], dtype=dtype, device=mask.device)
-    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_scatter(mask, flat)
+    def as_rows(self, pos_NM: torch.Tensor, neg_NK: torch.Tensor) -> torch.Tensor:
+        """The entries of two matrices as one value a row."""
+        values_R = pos_NM.new_zeros(len(self.targets))
+        for matrix, positive in ((pos_NM, True), (neg_NK, False)):
+            index, question, slot = self._places(range(len(self.targets)), positive)
+            values_R = values_R.index_copy(0, index, matrix[question, slot])
+        return values_R
 
 
 def choose_candidates(
     batch: QuestionBatch, candidates: Candidates, nll_R: torch.Tensor, loss_config: LossConfig
 ) -> tuple[CandidateWeights, Metrics]:
     """Weights of all candidates from their scored losses, and the health metrics of the choice."""
-    everyone = torch.arange(len(candidates.targets), device=nll_R.device)
-    nll_pos, nll_neg = candidates.as_matrices(nll_R, everyone)
-    quality_pos = _matrix(batch.quality_positives, candidates.mask_pos_NM, nll_R.dtype)
-    quality_neg = _matrix(batch.quality_negatives, candidates.mask_neg_NK, nll_R.dtype)
-    draws = torch.tensor(list(batch.draws) or [(0.0, 0.0)] * len(batch.explain_ids), dtype=torch.float64)
-    draws = draws.to(nll_R.device)
+    nll_pos, nll_neg = candidates.as_matrices(nll_R, range(len(candidates.targets)))
+    quality_pos = pad(batch.quality_positives, 0.0, nll_R.device, nll_R.dtype)
+    quality_neg = pad(batch.quality_negatives, 0.0, nll_R.device, nll_R.dtype)
+    draws = pad(batch.draws or [(0.0, 0.0)] * len(batch.explain_ids), 0.0, nll_R.device, torch.float64)
     weights = candidate_weights(
         nll_pos, candidates.mask_pos_NM, nll_neg, candidates.mask_neg_NK, quality_pos, quality_neg,
         loss_config.scheme, loss_config.margin, draws[:, 0], draws[:, 1],
@@ -203,27 +197,23 @@ def qcrd_step(student: Student, batch: QuestionBatch, loss_config: LossConfig) -
     labelled = [n for n, ids in enumerate(batch.label_ids) if ids]
     labels = [batch.label_ids[n] for n in labelled]
     encoded = student.encode([batch.predict_ids[n] for n in labelled] + list(batch.explain_ids))
-    candidates = Candidates.of(batch, student.device)
-    place = [len(labelled) + n for n in candidates.question.tolist()]
+    candidates = Candidates(batch, student.device)
+    place = [len(labelled) + n for n in candidates.question]
     scored = student.sequence_nll(encoded, place, candidates.targets)
     weights, metrics = choose_candidates(batch, candidates, scored, loss_config)
 
-    coefficient_R = torch.zeros_like(scored)
-    sides = contrastive_coefficients(weights, loss_config.beta, batch.totals.questions)
-    for side, matrix in zip((candidates.is_positive, ~candidates.is_positive), sides, strict=True):
-        coefficient_R[side] = matrix[candidates.question[side], candidates.slot[side]]
-    chosen = coefficient_R.nonzero()[:, 0]  # the one place of a step that waits for the device
-    rows = chosen.tolist()
-
+    coefficient_R = candidates.as_rows(*contrastive_coefficients(weights, loss_config.beta, batch.totals.questions))
+    rows = coefficient_R.nonzero()[:, 0].tolist()  # the one place of a step that waits for the device
     weights_label = _token_weights(student, labels, batch.totals.label_tokens)
+    weights_chosen = loss_config.rationale_weight * coefficient_R[on_device(rows, student.device)]
     loss, nll = student.weighted_nll(
         encoded,
         [*range(len(labelled)), *(place[row] for row in rows)],
         labels + [candidates.targets[row] for row in rows],
-        torch.cat([loss_config.label_weight * weights_label, loss_config.rationale_weight * coefficient_R[chosen]]),
+        torch.cat([loss_config.label_weight * weights_label, weights_chosen]),
     )
     label = (weights_label * nll[: len(labels)]).sum()
-    nll_pos, nll_neg = candidates.as_matrices(nll[len(labels) :], chosen)
+    nll_pos, nll_neg = candidates.as_matrices(nll[len(labels) :], rows)
     contrastive = contrastive_loss(
         nll_pos, nll_neg, weights, loss_config.beta, loss_config.margin, batch.totals.questions
     )

@@ -24,14 +24,18 @@ from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
 from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
-from qcrd.distill.durable import whole_or_absent
+from qcrd.distill.durable import is_full, whole_or_absent
 from qcrd.distill.judge import pretrain
 from qcrd.distill.loop import Event, Training
 from qcrd.distill.results import write_results
 from qcrd.distill.workers import Workers
 from qcrd.tasks import get_task
 
-RESULTS = "results"
+RESULTS, FAILURE = "results", "failure.txt"
+
+
+class TrainingFailed(Exception):
+    """Training ended without results; the message says why in one line. What was reached is kept."""
 
 
 def uses_gpu(config: ExperimentConfig) -> bool:
@@ -153,12 +157,16 @@ def _worker(settings: dict[str, Any]) -> str | None:
     try:
         training = Training(config, data, task, store, device, queue.put, workers, elsewhere)
         training.run()
+        if workers.rank == 0:
+            with whole_or_absent(folder / RESULTS) as temporary:
+                temporary.mkdir()
+                write_results(training, temporary)
     except (FloatingPointError, ValueError) as error:
         return str(error)
-    if workers.rank == 0:
-        with whole_or_absent(folder / RESULTS) as temporary:
-            temporary.mkdir()
-            write_results(training, temporary)
+    except OSError as error:
+        if not is_full(error):
+            raise
+        return str(error)
     return None
 
 
@@ -170,8 +178,8 @@ def train(
 
     The run's folder under `storage` is named by the fingerprint: a second call with the same settings goes on from
     the newest checkpoint there, and one with other settings cannot. Ray starts workers that died again, and they do
-    the same. Raises `RuntimeError` for what a new start would not mend: a loss that is not finite, a checkpoint of
-    another training.
+    the same. Raises `TrainingFailed` after too many deaths, and at once for what a new start would not mend: a loss
+    that is not finite, a checkpoint of another training, a full disk.
     """
     name = f"train-{fingerprint}"
     check_resources(config)
@@ -193,10 +201,26 @@ def train(
                 failure_config=FailureConfig(max_failures=config.resources.max_failures, controller_failure_limit=3),
             ),
         )
-        wrong = trainer.fit().return_value
-    if wrong is not None:
-        raise RuntimeError(wrong)
+        try:
+            wrong = trainer.fit().return_value
+        except ray.train.TrainingFailedError as error:
+            (storage / name / FAILURE).write_text(f"{error}\n")
+            raise TrainingFailed(f"{_cause(error)}; all of it is in {storage / name / FAILURE}") from error
+        if wrong is not None:
+            raise TrainingFailed(wrong)
     results = storage / name / RESULTS
     if not results.is_dir():
-        raise RuntimeError(f"{results}: not there after training; is the folder shared with the training workers?")
+        raise TrainingFailed(f"{results}: not there after training; is the folder shared with the training workers?")
     shutil.copytree(results, out, dirs_exist_ok=True)
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """One line of what Ray says in many: the end of a traceback, or the beginning of an explanation."""
+    first, prefix = error, ""
+    if isinstance(error, ray.train.WorkerGroupError):
+        rank, first = min(error.worker_failures.items())
+        prefix = f"training worker {rank}: "
+    elif isinstance(error, ray.train.ControllerError):
+        first = error.controller_failure
+    lines = str(first).strip().splitlines()
+    return prefix + (lines[-1] if lines[0].startswith("Traceback") else lines[0])

@@ -53,19 +53,23 @@ class Workers:
         return box[0]
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What `make` gives on the first worker, as a plain value; a `ValueError` there is raised on every worker."""
+        """What `make` gives on the first worker, as a plain value.
+
+        A `ValueError` or `OSError` there is raised on every worker, so that none waits for one that gave up.
+        """
         if self.world_size == 1:
             return make()
-        outcome: dict[str, Any] = {}
+        outcome: Any = None, None
         if self.rank == 0:
             try:
-                outcome["value"] = make()
-            except ValueError as error:
-                outcome["problem"] = str(error)
-        outcome = self.broadcast(outcome)
-        if "problem" in outcome:
-            raise ValueError(outcome["problem"])
-        return outcome["value"]
+                outcome = make(), None
+            except (ValueError, OSError) as error:
+                kind = OSError if isinstance(error, OSError) else ValueError
+                outcome = None, kind(str(error))
+        value, problem = self.broadcast(outcome)
+        if problem is not None:
+            raise problem
+        return value
 
     def broadcast_(self, tensors: Iterable[torch.Tensor]) -> None:
         """Overwrite tensors with the first worker's."""
