@@ -16,7 +16,7 @@ from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.distill.async_negatives import AsyncNegatives
 from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import TrainingData
-from qcrd.distill.discriminator import weights_of
+from qcrd.distill.discriminator import set_weights, weights_of
 from qcrd.distill.generation import Generated
 from qcrd.distill.loop import Event, Training, schedule_of
 from qcrd.distill.negatives import NegativeMaker
@@ -78,7 +78,11 @@ def actors_for(
 def made_here(config: ExperimentConfig, given: Given, store: CheckpointStore, iteration: int) -> list[list[Generated]]:
     """An iteration's batches, as a trainer makes them itself."""
     schedule = schedule_of(config, len(given.data.examples))
-    maker = NegativeMaker(config, given.data, schedule, store.snapshot, lambda: given.student(config, config.seed))
+
+    def load_snapshot(wanted: int, model: torch.nn.Module) -> None:
+        set_weights(model, store.snapshot(wanted))
+
+    maker = NegativeMaker(config, given.data, schedule, load_snapshot, lambda: given.student(config, config.seed))
     return maker.make(iteration, maker.batches(iteration))
 
 
