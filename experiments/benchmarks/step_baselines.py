@@ -11,7 +11,7 @@ Knows nothing about our packing, selection or fused losses: tests hold both to e
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from qcrd.config import LossConfig
+from qcrd.distill.discriminator import Discriminator
 from qcrd.distill.losses import IGNORED
 from qcrd.distill.step import QuestionBatch
 
@@ -50,11 +51,12 @@ class ReferenceModel:
             return torch.autocast(self.model.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Backward, clip, AdamW, as the Trainer does it."""
-        loss.backward()
-        if bool(torch.isnan(loss.detach())):  # logging_nan_inf_filter reads every step's loss
-            raise FloatingPointError("the reference's loss is NaN")
+    def step(self, losses: Iterable[torch.Tensor]) -> None:
+        """Backward of each loss as it comes, clip, AdamW, as the Trainer does it."""
+        for loss in losses:
+            loss.backward()
+            if bool(torch.isnan(loss.detach())):  # logging_nan_inf_filter reads every loss
+                raise FloatingPointError("the reference's loss is NaN")
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.model.zero_grad()
@@ -130,3 +132,27 @@ def naive_qcrd_loss(reference: ReferenceModel, batch: QuestionBatch, config: Los
         has_positive_N & has_negative_N, (1 - quality_neg_N) * l_neg_N, 0.0
     )
     return config.label_weight * label + config.rationale_weight * term_N.mean()
+
+
+def naive_qcrd_losses(
+    reference: ReferenceModel, batch: QuestionBatch, config: LossConfig, questions_at_once: int
+) -> Iterator[torch.Tensor]:
+    """The loss in parts of a few questions, each to be back-propagated before the next one: gradient accumulation, for
+    a machine that cannot hold all graphs at once. (As in the Trainer, a mean of the parts' means.)"""
+    count = len(batch.predict_ids)
+    for first in range(0, count, questions_at_once):
+        part = batch.part(first, min(count, first + questions_at_once))
+        yield naive_qcrd_loss(reference, part, config) * (len(part.predict_ids) / count)
+
+
+@torch.no_grad()
+def padded_scores(judge: Discriminator, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+    """Scores of all pairs, (pairs,), in one padded batch through transformers' encoder, dropout off."""
+    device = next(judge.head.parameters()).device
+    rows = {"input_ids": judge.tokenize(pairs)}
+    inputs = judge.tokenizer.pad(rows, return_tensors="pt").to(device)
+    judge.eval()
+    states_BSH = judge.encoder(**inputs).last_hidden_state
+    judge.train()
+    pooled_BH = states_BSH.masked_fill(inputs["attention_mask"][:, :, None] == 0, float("-inf")).max(dim=1).values
+    return torch.sigmoid(judge.head(pooled_BH)[:, 0])

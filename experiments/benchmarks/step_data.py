@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from qcrd.config import DiscriminatorConfig, GeneratorConfig, ScratchConfig, StudentConfig, TaskConfig
+from qcrd.config import DiscriminatorConfig, GeneratorConfig, NegativesConfig, ScratchConfig, StudentConfig, TaskConfig
 from qcrd.distill.discriminator import Discriminator, build_discriminator
+from qcrd.distill.generation import generate
 from qcrd.distill.negatives import Negative
 from qcrd.distill.step import QuestionBatch
 from qcrd.distill.student import (
@@ -69,6 +70,11 @@ class Setting:
     device: str
     dtype: str
     threads: int
+
+    @property
+    def naive_questions(self) -> int:
+        """Questions whose graphs naive QCRD holds at once: fewer at T5-base's sizes, lest they fill the memory."""
+        return 2 if (self.size, self.device) == ("base", "cpu") else QUESTIONS_A_STEP
 
     def scratch(self, data: Data) -> ScratchConfig:
         return SIZES[self.size].model_copy(update={"tokenizer": data.tokenizer_path})
@@ -160,6 +166,28 @@ def with_positives(examples: Sequence[Example], count: int) -> list[Example]:
             ids, texts = ids + other.positives, texts + other.positive_texts
         chosen.append(replace(example, positives=ids[:count], positive_texts=texts[:count]))
     return chosen
+
+
+def sample_negatives(
+    student: Student, tokenizer: PreTrainedTokenizerBase, examples: Sequence[Example], batch_size: int, number: int
+) -> list[list[Negative]]:
+    """One sample a question as training draws it (T = 1.5, top-k 50, at most 64 tokens); `number` seeds it."""
+    config = NegativesConfig()
+    made = generate(
+        student,
+        [example.explain_ids for example in examples],
+        max_new_tokens=NEGATIVE_TOKENS,
+        batch_size=batch_size,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        stream=lambda row: generator("step_benchmark", "negative", number, examples[row].question_id),
+    )
+    texts = tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)
+    targets = [one.ids if one.truncated else [*one.ids, student.eos_id] for one in made]
+    return [
+        [Negative(target, text, one.truncated)] if one.ids else []
+        for one, target, text in zip(made, targets, texts, strict=True)
+    ]
 
 
 def random_negatives(tokenizer: PreTrainedTokenizerBase, count: int, tokens: int = NEGATIVE_TOKENS) -> list[Negative]:

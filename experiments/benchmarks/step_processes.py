@@ -25,7 +25,7 @@ import torch
 import torch.distributed
 import transformers
 
-from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_loss, reference_dss_loss
+from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_losses, reference_dss_loss
 from experiments.benchmarks.step_data import (
     QUESTIONS_A_STEP,
     Data,
@@ -33,10 +33,10 @@ from experiments.benchmarks.step_data import (
     load_data,
     question_batch,
     random_negatives,
+    sample_negatives,
     with_positives,
 )
 from qcrd.config import LossConfig, NegativesConfig
-from qcrd.distill.negatives import sample_negatives
 from qcrd.distill.optimizer import FlatAdamW
 from qcrd.distill.step import QuestionBatch, step_loss
 from qcrd.distill.workers import Workers
@@ -109,11 +109,13 @@ def _run_memory(work: Work, setting: Setting) -> None:
     batches = _batches(data, work.steps, 20 if work.variant == "qcrd_m20" else 5)
     student = setting.student(data)
     if work.variant in ("reference_dss", "naive_m5"):
-        loss_of = reference_dss_loss if work.variant == "reference_dss" else naive_qcrd_loss
         reference = ReferenceModel(student.model, data.tokenizer, setting.dtype, LEARNING_RATE)
 
         def step(batch: QuestionBatch) -> None:
-            reference.step(loss_of(reference, batch, ALL_ACTIVE))
+            if work.variant == "reference_dss":
+                reference.step([reference_dss_loss(reference, batch, ALL_ACTIVE)])
+            else:
+                reference.step(naive_qcrd_losses(reference, batch, ALL_ACTIVE, setting.naive_questions))
     else:
         method = "dss" if work.variant == "dss" else "qcrd"
         optimizer = FlatAdamW(student.model, LEARNING_RATE, 0.0, 1.0)
@@ -141,14 +143,14 @@ def _run_memory(work: Work, setting: Setting) -> None:
 
 def _run_generate(work: Work, setting: Setting) -> None:
     """Sample without end, a line a batch: seconds and sequences. The first line says that it starts."""
-    data, config = load_data(), NegativesConfig()
+    data, size = load_data(), NegativesConfig().batch_size
     student = setting.student(data)
     print(json.dumps({"ready": True}), flush=True)
     for number in itertools.count():
-        first = number * config.batch_size % (len(data.examples) - config.batch_size)
-        examples = data.examples[first : first + config.batch_size]
+        first = number * size % (len(data.examples) - size)
+        examples = data.examples[first : first + size]
         started = time.perf_counter()
-        sample_negatives(student, data.tokenizer, examples, config, 0, number)
+        sample_negatives(student, data.tokenizer, examples, size, number)
         print(json.dumps({"seconds": time.perf_counter() - started, "sequences": len(examples)}), flush=True)
 
 

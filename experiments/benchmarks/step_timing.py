@@ -22,19 +22,20 @@ from typing import Any, TypeVar
 import torch
 
 from experiments.benchmarks import step_counts as counts
-from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_loss, reference_dss_loss
+from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_losses, padded_scores, reference_dss_loss
 from experiments.benchmarks.step_data import (
     NEGATIVE_TOKENS,
     QUESTIONS_A_STEP,
     Data,
     Setting,
     question_batch,
+    sample_negatives,
     with_positives,
 )
 from experiments.benchmarks.step_processes import LEARNING_RATE, Work, start
-from qcrd.config import DiscriminatorConfig, LossConfig, NegativesConfig
+from qcrd.config import DiscriminatorConfig, LossConfig
 from qcrd.distill.discriminator import Discriminator, JudgedQuestion, judge_optimizer, optimizer_step
-from qcrd.distill.negatives import Negative, sample_negatives
+from qcrd.distill.negatives import Negative
 from qcrd.distill.optimizer import FlatAdamW
 from qcrd.distill.step import QuestionBatch, step_loss
 from qcrd.distill.student import Student
@@ -99,8 +100,7 @@ class Bench:
 
 
 def _sample(bench: Bench, examples: Sequence[Example], batch_size: int, number: int) -> list[list[Negative]]:
-    config = NegativesConfig(batch_size=batch_size, max_new_tokens=NEGATIVE_TOKENS)
-    return sample_negatives(bench.student, bench.data.tokenizer, examples, config, 0, number)
+    return sample_negatives(bench.student, bench.data.tokenizer, examples, batch_size, number)
 
 
 def measure_generation(bench: Bench) -> tuple[Numbers, list[list[Negative]]]:
@@ -155,10 +155,7 @@ def measure_judge(
         JudgedQuestion(example.question_id, example.text, example.positive_texts, [one.text for one in own])
         for example, own in zip(used, negatives, strict=True)
     ][: config.batch_questions]
-    updates = [
-        bench.timed(optimizer_step, bench.judge, optimizer, judged, 0.5, config.max_grad_norm, 0)[0]
-        for _ in range(3)
-    ]
+    updates = [bench.timed(optimizer_step, bench.judge, optimizer, judged, 0.5, 0)[0] for _ in range(3)]
     numbers = {
         "judge_positives_seconds": statistics.median(times["positives"]) / len(used),
         "judge_negative_seconds": statistics.median(times["negatives"]) / len(used),
@@ -208,7 +205,7 @@ class Times:
 
 
 def reference_dss(bench: Bench, row: int) -> None:
-    bench.reference.step(reference_dss_loss(bench.reference, bench.batches[row], LossConfig()))
+    bench.reference.step([reference_dss_loss(bench.reference, bench.batches[row], LossConfig())])
 
 
 def our_step(bench: Bench, row: int, method: str, config: LossConfig) -> dict[str, torch.Tensor]:
@@ -223,7 +220,8 @@ def our_step(bench: Bench, row: int, method: str, config: LossConfig) -> dict[st
 
 
 def naive_step(bench: Bench, row: int, config: LossConfig) -> None:
-    bench.reference.step(naive_qcrd_loss(bench.reference, bench.batches[row], config))
+    at_once = bench.setting.naive_questions
+    bench.reference.step(naive_qcrd_losses(bench.reference, bench.batches[row], config, at_once))
 
 
 def naive_qcrd(bench: Bench, row: int, config: LossConfig) -> dict[str, float]:
@@ -232,7 +230,7 @@ def naive_qcrd(bench: Bench, row: int, config: LossConfig) -> dict[str, float]:
     questions = bench.batches[row].explain_ids
     return {
         "generation": bench.timed(bench.reference.sample, questions, NEGATIVE_TOKENS)[0],
-        "judge": bench.timed(bench.judge.score, bench.pairs[row])[0],
+        "judge": bench.timed(padded_scores, bench.judge, bench.pairs[row])[0],
         "training": bench.timed(naive_step, bench, row, config)[0],
     }
 

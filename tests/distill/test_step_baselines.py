@@ -9,8 +9,9 @@ import torch
 from transformers import PreTrainedModel
 
 from experiments.benchmarks import step_counts as counts
-from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_loss, reference_dss_loss
-from qcrd.config import LossConfig, ScratchConfig
+from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_loss, padded_scores, reference_dss_loss
+from qcrd.config import DiscriminatorConfig, LossConfig, ScratchConfig
+from qcrd.distill.discriminator import build_discriminator
 from qcrd.distill.step import QuestionBatch, step_loss
 from qcrd.distill.student import encode_inputs, encode_targets
 from tests.distill.helpers import tiny_student, tiny_tokenizer
@@ -52,12 +53,13 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
         assert float((gradient - right[name]).norm()) <= 1e-4 * float(right[name].norm()) + 1e-12, name
 
 
-@pytest.mark.parametrize("margin", [0.5, 4.7, 100.0])  # no hinge active, some or all, all
-def test_naive_qcrd_equals_our_step_in_loss_and_every_gradient(margin: float):
+@pytest.mark.parametrize(("margin", "active"), [(0.5, 0.0), (4.88, 0.5), (100.0, 1.0)])
+def test_naive_qcrd_equals_our_step_in_loss_and_every_gradient(margin: float, active: float):
     student, batch, config = tiny_student(), a_batch(), LossConfig(margin=margin)
     reference = ReferenceModel(student.model, TOKENIZER, "float64")
     naive = naive_qcrd_loss(reference, batch, config)
-    ours, _ = step_loss(student, batch, "qcrd", config)
+    ours, metrics = step_loss(student, batch, "qcrd", config)
+    assert float(metrics["hinge_active"]) == active
     assert float(naive.detach()) == pytest.approx(float(ours.detach()), rel=1e-6)
     assert_equal(gradients(student.model, ours), gradients(student.model, naive))
 
@@ -96,3 +98,11 @@ def test_counted_operations_are_those_of_the_linear_layers():
     # scored: 16 + 6 tokens; with gradient: a mean positive each (8) and half of the negatives (3)
     explained = 8 * (3 * costs.encoder + 4 * costs.cross) + (22 + 3 * 11) * per_output
     assert counts.qcrd_step(costs, batch, active_share=0.5, padded=False) == label + explained
+
+
+def test_padded_scores_are_the_judges():
+    scratch = ScratchConfig(d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
+    config = DiscriminatorConfig(kind="scratch", scratch=scratch)
+    judge = build_discriminator(config, [*QUESTIONS, "8 + 3 = 11 apples."], torch.device("cpu"))
+    pairs = [(question, text) for question, own in zip(QUESTIONS, NEGATIVES, strict=True) for text in own]
+    assert padded_scores(judge, pairs).tolist() == pytest.approx(judge.score(pairs), rel=1e-5)
