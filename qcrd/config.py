@@ -263,7 +263,12 @@ class NegativesConfig(Settings):
     temperature: float = Field(default=1.5, ge=0)
     top_k: int = Field(default=50, ge=0, description="0: the whole vocabulary")
     max_new_tokens: Positive = 64
-    batch_size: Positive = 128
+    batch_size: Positive = Field(default=128, description="sequences of one generation batch")
+    placement: Literal["inline", "async"] = Field(
+        default="inline",
+        description="inline: before each iteration, by the training workers; async: by actors of their own, while the "
+        "iteration before trains. The texts are the same",
+    )
 
 
 class LossConfig(Settings):
@@ -284,6 +289,9 @@ class TrainConfig(Settings):
     steps: Positive = 10_000
     iteration_steps: Positive | Literal["epoch"] = 250
     global_batch_size: Positive = 8
+    micro_batch_size: Positive | None = Field(
+        default=None, description="questions of one forward and backward pass of a worker; None: all of its share"
+    )
     learning_rate: float = Field(default=1e-5, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -309,7 +317,15 @@ class ResourcesConfig(Settings):
     """Hardware. Nothing here changes a result, so none of it enters a fingerprint."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Positive | None = Field(default=None, description="CPU threads of a model stage; None: all cores")
+    workers: Positive = Field(default=1, description="data-parallel training workers")
+    threads: Positive | None = Field(
+        default=None, description="CPU threads of a model stage; None: all cores, shared by the training workers"
+    )
+    negatives_actors: Positive = Field(default=1, description="for negatives.placement = async")
+    negatives_cpus: float = Field(default=1.0, ge=0, description="CPUs that Ray reserves for each of them")
+    negatives_gpus: float | None = Field(
+        default=None, ge=0, le=1, description="GPU share of each; None: a whole one where training has GPUs"
+    )
     max_failures: int = Field(default=3, ge=0, description="restarts of a training worker that dies")
 
 
@@ -351,12 +367,34 @@ class ExperimentConfig(Settings):
             raise ValueError("teacher.imported.path: None is not allowed; teacher.kind = imported needs a file")
         if self.negatives.source == "fixed" and not self.negatives.fixed:
             raise ValueError("negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder")
+        self._check_batch()
         return self
+
+    def _check_batch(self) -> None:
+        """A global batch is shared evenly, so that no mean depends on how."""
+        batch, workers = self.train.global_batch_size, self.resources.workers
+        if batch % workers:
+            raise ValueError(
+                f"train.global_batch_size: {batch} is not allowed; "
+                f"it must be a multiple of resources.workers = {workers}"
+            )
+        if batch // workers % self.micro_batch_size():
+            raise ValueError(
+                f"train.global_batch_size: {batch} is not allowed; it must be a multiple of resources.workers x "
+                f"train.micro_batch_size = {workers} x {self.train.micro_batch_size}"
+            )
+
+    def micro_batch_size(self) -> int:
+        """Questions of one forward and backward pass of a worker."""
+        share = self.train.global_batch_size // self.resources.workers
+        return min(self.train.micro_batch_size or share, share)
 
     def identity(self) -> dict[str, Any]:
         """All that may change a result, as plain data: without paths, hardware, tracking, and how replies are got."""
         data = self.model_dump(mode="json", exclude={"output", "resources", "tracking", "checkpoint"})
         data["task"].pop("path")
+        data["train"].pop("micro_batch_size")
+        data["negatives"].pop("placement")
         for part, paths in (("imported", ("path", "aligned_to")), ("vllm", _VLLM_HARDWARE)):
             for name in paths:
                 data["teacher"][part].pop(name)

@@ -218,9 +218,14 @@ def _run_stages(
         else:
             start_ray()
             inputs = {name: finished[name] for name in stage.inputs}
+            identity = {
+                "version": stage.version,
+                "settings": stage.settings(config),
+                "inputs": {name: one.digest() for name, one in inputs.items()},
+            }
             run_of_stage = StageRun(
                 config, stage.name, {name: one.path for name, one in inputs.items()}, dict(summaries), artifact.begin(),
-                artifact.fingerprint, output, display, record, retry_errors, accept_missing,
+                artifact.fingerprint, identity, output, display, record, retry_errors, accept_missing,
             )  # fmt: skip
             _run_stage(run_of_stage, stage, artifact, inputs)
         finished[stage.name] = artifact

@@ -47,6 +47,8 @@ class StageRun:
     summaries: dict[str, Summary]
     out: Path
     fingerprint: str
+    identity: dict[str, Any]
+    """What the fingerprint stands for: the stage's version and settings, and the digests of its inputs."""
     output: Path
     display: Display
     record: RunRecord
@@ -283,11 +285,11 @@ def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
         "student": student,
         "model": _model(config.student.kind, config.student.model, config.student.revision, config.student.scratch),
         "loss": config.loss.model_dump(),
-        "train": config.train.model_dump(),
+        "train": config.train.model_dump(exclude={"micro_batch_size"}),
         "evaluation": config.evaluation.model_dump(include={"validation_limit"}),
     }
     if config.method == "qcrd":
-        settings["negatives"] = config.negatives.model_dump(exclude={"fixed"})
+        settings["negatives"] = config.negatives.model_dump(exclude={"fixed", "placement"})
         if config.negatives.source == "fixed":
             settings["fixed"] = model_identity(str(config.negatives.fixed), None)
         settings["discriminator"] = config.discriminator.model_dump(exclude={"model", "revision", "scratch", "kind"})
@@ -296,7 +298,7 @@ def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def _make_student(run: StageRun) -> Summary:
     inputs = {name: run.inputs[name] for name in ("questions", "training_set", "judge") if name in run.inputs}
-    train(run.config, inputs, run.output / "checkpoints", run.fingerprint, run.out, run.on_event)
+    train(run.config, inputs, run.output / "checkpoints", run.fingerprint, run.identity, run.out, run.on_event)
     return json.loads((run.out / "training.json").read_text())
 
 
@@ -335,9 +337,9 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         "training_set": Stage(
             "training_set", 1, ("questions", *rationales), _training_set_settings, _make_training_set, True
         ),
-        "judge": Stage("judge", 1, ("questions", "rationales"), _judge_settings, _make_judge, True),
-        "student": Stage("student", 1, trained, _student_settings, _make_student, False),
-        "predictions": Stage("predictions", 2, (*trained, "student"), _predictions_settings, _make_predictions, False),
+        "judge": Stage("judge", 2, ("questions", "rationales"), _judge_settings, _make_judge, True),
+        "student": Stage("student", 2, trained, _student_settings, _make_student, False),
+        "predictions": Stage("predictions", 3, (*trained, "student"), _predictions_settings, _make_predictions, False),
         "report": Stage("report", 2, every, ExperimentConfig.identity, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]

@@ -1,62 +1,258 @@
-"""The state of a training run between two iterations, as files. No pickle: safetensors, JSON, and optimizer states
-read with `weights_only`. The student's weights lie in the snapshot of the checkpoint's iteration (snapshots.py).
+"""The state of a training run between two iterations, as files that are whole or absent at any moment.
+
+    snapshots/snapshot-00003.safetensors          the student after iteration 3, written once; 0 is the initial student
+    checkpoints/iteration-00003/checkpoint.json   where training stands, of which training, and the files it needs
+                                rows.jsonl        metric rows so far
+                                <group>.safetensors   optimizer, and of QCRD the judge and the judge's optimizer
+
+A checkpoint's student is the snapshot of its iteration. Schedules, alpha_3, cursors and random streams are functions
+of the settings and the iteration (qcrd.seeding), so the iteration holds them. No pickle: safetensors and JSON.
+Knows nothing about models, optimizers or Ray, and of the method only which snapshots later iterations sample from.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+import logging
+import re
+import threading
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from qcrd.distill.discriminator import Discriminator, set_weights, weights_of
+from qcrd.artifacts import canonical_json, digest_of, sync_folder
+from qcrd.distill.durable import discard, remove_left_overs, whole_or_absent
+
+VERSION = 1
+KINDS = ("snapshots", "checkpoints")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Progress:
-    """Where training stands after an iteration. `bests[t]` is the iteration that was best on validation up to t."""
+    """Where training stands after an iteration. `best_iteration` is the first with the best validation accuracy."""
 
-    fingerprint: str
     iteration: int = 0
     best_accuracy: float = -1.0
     best_iteration: int = 0
-    bests: dict[str, int] = field(default_factory=dict)
 
 
-def write_checkpoint(
-    folder: Path,
-    progress: Progress,
-    rows: list[dict[str, Any]],
-    optimizer: torch.optim.Optimizer,
-    judge: Discriminator | None,
-    judge_optimizer: torch.optim.Optimizer | None,
-) -> None:
-    """Write all state but the snapshots into an empty folder."""
-    (folder / "progress.json").write_text(json.dumps(asdict(progress)) + "\n")
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
-    if judge is not None and judge_optimizer is not None:
-        save_file(weights_of(judge), folder / "discriminator.safetensors")
-        torch.save(judge_optimizer.state_dict(), folder / "discriminator_optimizer.pt")
+@dataclass(frozen=True)
+class Checkpoint:
+    """All state but the student's weights. `tensors` by group: "optimizer", "discriminator", ..."""
+
+    progress: Progress
+    rows: list[dict[str, Any]]
+    tensors: dict[str, dict[str, torch.Tensor]]
 
 
-def read_checkpoint(
-    folder: Path,
-    fingerprint: str,
-    optimizer: torch.optim.Optimizer,
-    judge: Discriminator | None,
-    judge_optimizer: torch.optim.Optimizer | None,
-) -> tuple[Progress, list[dict[str, Any]]]:
-    """Restore optimizers and judge in place. Raises `ValueError` for a checkpoint of other settings or data."""
-    progress = Progress(**json.loads((folder / "progress.json").read_text()))
-    if progress.fingerprint != fingerprint:
-        raise ValueError(f"{folder}: checkpoint of training {progress.fingerprint}, this is {fingerprint}")
-    optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
-    if judge is not None and judge_optimizer is not None:
-        set_weights(judge, load_file(folder / "discriminator.safetensors"))
-        judge_optimizer.load_state_dict(torch.load(folder / "discriminator_optimizer.pt", weights_only=True))
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    return progress, rows
+class CheckpointStore:
+    """Snapshots and checkpoints of one training, in one folder that one process writes to.
+
+    `identity` is what decides the result (settings and digests of inputs), `keep` the number of checkpoints kept
+    beside the best one, `gap` how many iterations lie between a snapshot and the iteration that samples from it.
+    """
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int, gap: int) -> None:
+        self.folder, self.keep, self.gap = folder, keep, gap
+        self.identity: dict[str, Any] = json.loads(canonical_json(dict(identity)))
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+        self._saving: int | None = None
+        self._snapshot_written = threading.Event()
+        for kind in KINDS:
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+
+    def snapshot_path(self, iteration: int) -> Path:
+        return self.folder / "snapshots" / f"snapshot-{iteration:05d}.safetensors"
+
+    def _checkpoint_path(self, iteration: int) -> Path:
+        return self.folder / "checkpoints" / f"iteration-{iteration:05d}"
+
+    # -- reading ------------------------------------------------------------------------------------------------
+
+    def newest(self) -> int | None:
+        """Iteration of the newest checkpoint with all its files; a damaged one is skipped with a warning."""
+        for iteration in reversed(self._iterations()):
+            damage = self._damage(iteration)
+            if damage is None:
+                return iteration
+            logger.warning("%s skipped: %s", self._checkpoint_path(iteration), damage)
+        return None
+
+    def read(self, iteration: int) -> Checkpoint:
+        """A checkpoint's content. Raises `ValueError` for one of another format, or of other settings or inputs."""
+        folder, record = self._checkpoint_path(iteration), self._record(iteration)
+        if record.get("version") != VERSION:
+            raise ValueError(f"{folder}: checkpoint of format {record.get('version')}, this code reads {VERSION}")
+        if record["identity_digest"] != digest_of(self.identity):
+            raise ValueError(f"{folder}: checkpoint of another training: {self._difference(record)}")
+        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+        tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
+        return Checkpoint(Progress(**record["progress"]), rows, tensors)
+
+    def snapshot(self, iteration: int) -> dict[str, torch.Tensor]:
+        """The student's weights after an iteration. Raises `FileNotFoundError` where they are gone."""
+        if iteration == self._saving:
+            self._snapshot_written.wait()
+            if not self.snapshot_path(iteration).is_file():
+                self.wait()  # raises what kept it from being written
+        return load_file(self.snapshot_path(iteration))
+
+    def _iterations(self) -> list[int]:
+        """Of all checkpoint folders, ascending."""
+        names = (path.name for path in (self.folder / "checkpoints").iterdir())
+        return sorted(int(match[1]) for name in names if (match := re.fullmatch(r"iteration-(\d+)", name)))
+
+    def _record(self, iteration: int) -> dict[str, Any]:
+        return json.loads((self._checkpoint_path(iteration) / "checkpoint.json").read_text())
+
+    def _damage(self, iteration: int) -> str | None:
+        """What a checkpoint lacks; None where it is whole, or of a format that `read` has to refuse."""
+        try:
+            record = self._record(iteration)
+            if record.get("version") != VERSION:
+                return None
+            sizes = {self.snapshot_path(int(t)): size for t, size in record["snapshots"].items()}
+            sizes |= {self._checkpoint_path(iteration) / name: size for name, size in record["files"].items()}
+            for path, size in sizes.items():
+                if (found := path.stat().st_size) != size:
+                    return f"{path} has {found} bytes, not {size}"
+        except (OSError, ValueError) as error:
+            return str(error)
+        return None
+
+    def _difference(self, record: dict[str, Any]) -> str:
+        """The first five dotted keys in which a recorded identity differs from this one."""
+        there, here = _leaves(record["identity"]), _leaves(self.identity)
+        keys = [key for key in sorted(here | there) if there.get(key) != here.get(key)]
+        if not keys:
+            return f"identity_digest {record['identity_digest']} there, {digest_of(self.identity)} here"
+        texts = [f"{key} {there.get(key, 'absent')} there, {here.get(key, 'absent')} here" for key in keys[:5]]
+        return "; ".join(texts) + (f"; and {len(keys) - 5} more" if len(keys) > 5 else "")
+
+    # -- writing ------------------------------------------------------------------------------------------------
+
+    def save_initial(self, student: Mapping[str, torch.Tensor]) -> None:
+        """Write snapshot 0 unless it is there."""
+        self.wait()
+        if not _is_whole(self.snapshot_path(0)):
+            self._write_snapshot(0, _copies(student))
+
+    def save(self, iteration: int, student: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
+        """Copy everything to CPU memory and return; a thread makes it durable, then deletes what is not needed now.
+
+        Waits for the save before, and raises `OSError` where that one failed (a full disk). A whole checkpoint of the
+        iteration has the same content, by determinism, and stays; a snapshot that has no checkpoint yet is replaced.
+        """
+        self.wait()
+        weights = _copies(student)
+        tensors = {group: _copies(some) for group, some in checkpoint.tensors.items()}
+        held = Checkpoint(replace(checkpoint.progress), [dict(row) for row in checkpoint.rows], tensors)
+        self._snapshot_written.clear()
+        self._saving = iteration
+        self._thread = threading.Thread(
+            target=self._write, args=(iteration, weights, held), name="checkpoint", daemon=True
+        )
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until the last save is durable. Raises `OSError` where it failed."""
+        if self._thread is not None:
+            self._thread.join()
+        iteration, error = self._saving, self._error
+        self._thread = self._error = self._saving = None
+        if error is not None and iteration is not None:
+            raise OSError(f"{self._checkpoint_path(iteration)}: save failed: {error}") from error
+
+    def close(self) -> None:
+        """The same as `wait`: nothing is left open."""
+        self.wait()
+
+    def _write(self, iteration: int, student: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
+        """One save, in the background thread."""
+        try:
+            if self._damage(iteration) is not None:  # what a killed run left may differ in its last bits on a GPU
+                self._write_snapshot(iteration, student)
+            self._snapshot_written.set()
+            self._write_checkpoint(iteration, checkpoint)
+            self._prune(checkpoint.progress)
+        except Exception as error:  # noqa: BLE001 - raised again by `wait`
+            self._error = error
+        finally:
+            self._snapshot_written.set()
+
+    def _write_snapshot(self, iteration: int, student: dict[str, torch.Tensor]) -> None:
+        with whole_or_absent(self.snapshot_path(iteration)) as temporary:
+            save_file(student, temporary)
+
+    def _write_checkpoint(self, iteration: int, checkpoint: Checkpoint) -> None:
+        path = self._checkpoint_path(iteration)
+        if path.exists():
+            if self._damage(iteration) is None:
+                return
+            discard(path)
+        with whole_or_absent(path) as temporary:
+            temporary.mkdir()
+            (temporary / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in checkpoint.rows))
+            for group, tensors in checkpoint.tensors.items():
+                save_file(tensors, temporary / f"{group}.safetensors")
+            record = {
+                "version": VERSION,
+                "progress": asdict(checkpoint.progress),
+                "snapshots": {t: self.snapshot_path(t).stat().st_size for t in self._needed(checkpoint.progress)},
+                "files": {file.name: file.stat().st_size for file in sorted(temporary.iterdir())},
+                "identity_digest": digest_of(self.identity),
+                "identity": self.identity,
+            }
+            (temporary / "checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
+
+    def _needed(self, progress: Progress) -> list[int]:
+        """Snapshots that training needs to go on: iteration s samples from max(0, s - gap)."""
+        last = progress.iteration
+        ring = range(max(0, last + 1 - self.gap), last + 1)
+        return sorted({0, progress.best_iteration, last, *ring})
+
+    def _prune(self, progress: Progress) -> None:
+        """Delete checkpoints but the newest few and the best, snapshots that these don't need, and remains of kills."""
+        whole = [iteration for iteration in self._iterations() if self._damage(iteration) is None]
+        kept = {*whole[-self.keep :], *({progress.iteration, progress.best_iteration} & set(whole))}
+        for iteration in set(self._iterations()) - kept:
+            discard(self._checkpoint_path(iteration))
+        sync_folder(self.folder / "checkpoints")  # a checkpoint must not come back, after a crash, without snapshots
+        needed = {self.snapshot_path(int(t)) for iteration in kept for t in self._record(iteration)["snapshots"]}
+        for path in set((self.folder / "snapshots").glob("snapshot-*.safetensors")) - needed:
+            path.unlink()
+        for kind in KINDS:
+            remove_left_overs(self.folder / kind)
+
+
+def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each in CPU memory of its own: the caller goes on changing them, and views of one tensor can't be written."""
+    return {
+        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+        for name, tensor in tensors.items()
+    }
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a safetensors file is there and as long as its header says."""
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
+def _leaves(value: Any, prefix: str = "") -> dict[str, str]:
+    """JSON text of each plain value below a dotted key."""
+    if not isinstance(value, dict) or not value:
+        return {prefix: canonical_json(value)}
+    dot = "." if prefix else ""
+    return {key: text for name, item in value.items() for key, text in _leaves(item, f"{prefix}{dot}{name}").items()}

@@ -26,9 +26,12 @@ from transformers import (
 )
 
 from qcrd.config import DiscriminatorConfig
-from qcrd.distill.generation import length_sorted_batches
+from qcrd.distill.batching import Ids, length_sorted_batches, padded_inputs
 from qcrd.distill.losses import discriminator_loss
-from qcrd.distill.student import eos_of, load_tokenizer, pad, t5_config, train_tokenizer, with_separator
+from qcrd.distill.optimizer import FlatAdamW
+from qcrd.distill.packed_t5 import encode
+from qcrd.distill.student import eos_of, load_tokenizer, t5_config, train_tokenizer, with_separator
+from qcrd.distill.workers import Workers
 from qcrd.seeding import stable_seed
 
 _T5_TYPES = ("t5", "mt5", "umt5")
@@ -55,31 +58,35 @@ class Discriminator(nn.Module):
             questions, [rationale for _, rationale in pairs], truncation="longest_first", max_length=self.max_tokens
         )["input_ids"]  # pyright: ignore[reportReturnType]
 
-    def forward(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-        """Scores, (B,), of padded ids; padding never wins the max-pool."""
-        states_BSH = self.encoder(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+    def forward(self, rows: Sequence[Ids]) -> torch.Tensor:
+        """Scores, (B,), of rows of ids; padding never wins the max-pool."""
+        device = next(self.head.parameters()).device
+        pad_id = self.tokenizer.pad_token_id
+        ids, mask_BS = padded_inputs(rows, pad_id if isinstance(pad_id, int) else 0, device)
+        if isinstance(self.encoder, T5EncoderModel):
+            encoded = encode(self.encoder.encoder, rows)
+            states_BSH = encoded.padded(encoded.states_PH)
+        else:
+            states_BSH = self.encoder(input_ids=ids, attention_mask=mask_BS).last_hidden_state
         pooled_BH = states_BSH.masked_fill(mask_BS[:, :, None] == 0, float("-inf")).max(dim=1).values
         return torch.sigmoid(self.head(pooled_BH)[:, 0])
 
-    def score_pairs(self, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
-        """Scores, (pairs,), with gradient, in one batch."""
-        device = next(self.head.parameters()).device
-        rows = self.tokenize(pairs)
-        pad_id = self.tokenizer.pad_token_id
-        ids = pad(rows, pad_id if isinstance(pad_id, int) else 0, device)
-        lengths = torch.tensor([len(row) for row in rows], device=device)
-        return self(ids, (torch.arange(ids.shape[1], device=device)[None, :] < lengths[:, None]).long())
-
     @torch.no_grad()
-    def score(self, pairs: Sequence[tuple[str, str]], batch_size: int = 64) -> list[float]:
-        """Scores without gradient or dropout, in batches of like lengths."""
+    def score(
+        self, pairs: Sequence[tuple[str, str]], batch_size: int = 64, workers: Workers | None = None
+    ) -> list[float]:
+        """Scores without gradient or dropout, in batches of like lengths, dealt to `workers`."""
+        workers = workers or Workers()
         was_training = self.training
         self.eval()
-        scores = [0.0] * len(pairs)
-        for batch in length_sorted_batches([len(q) + len(r) for q, r in pairs], batch_size):
-            for index, value in zip(batch, self.score_pairs([pairs[i] for i in batch]).tolist(), strict=True):
-                scores[index] = value
+        rows = self.tokenize(pairs) if pairs else []
+        batches = length_sorted_batches([len(row) for row in rows], batch_size)
+        made = [self([rows[index] for index in batch]).tolist() for batch in workers.share(batches)]
         self.train(was_training)
+        scores = [0.0] * len(pairs)
+        for batch, values in zip(batches, workers.gather(made), strict=True):
+            for index, value in zip(batch, values, strict=True):
+                scores[index] = value
         return scores
 
 
@@ -93,16 +100,24 @@ class JudgedQuestion:
     negatives: list[str]
 
 
-def rationale_loss(judge: Discriminator, questions: Sequence[JudgedQuestion]) -> torch.Tensor:
-    """L_D (eq. 2) of a few questions, with gradient. A question with an empty side counts nothing."""
+def rationale_loss(
+    judge: Discriminator, questions: Sequence[JudgedQuestion], num_questions: int | None = None
+) -> torch.Tensor:
+    """L_D (eq. 2) of a few questions, with gradient. A question with an empty side counts nothing.
+
+    `num_questions`: how many have both sides in the global batch, where these are a part of it.
+    """
     questions = [q for q in questions if q.positives and q.negatives]
     if not questions:
         return sum(p.sum() for p in judge.head.parameters()) * 0.0  # pyright: ignore[reportReturnType]
     sides = [[(q.text, r) for q in questions for r in side(q)] for side in (_positives, _negatives)]
-    scores = judge.score_pairs(sides[0] + sides[1])
+    scores = judge(judge.tokenize(sides[0] + sides[1]))
     pos, neg = scores[: len(sides[0])], scores[len(sides[0]) :]
-    return discriminator_loss(*_padded(pos, [len(q.positives) for q in questions]),
-                              *_padded(neg, [len(q.negatives) for q in questions]))
+    return discriminator_loss(
+        *_padded(pos, [len(q.positives) for q in questions]),
+        *_padded(neg, [len(q.negatives) for q in questions]),
+        num_questions,
+    )
 
 
 def _positives(question: JudgedQuestion) -> list[str]:
@@ -120,28 +135,33 @@ def _padded(flat: torch.Tensor, counts: Sequence[int]) -> tuple[torch.Tensor, to
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask
 
 
-def judge_optimizer(judge: Discriminator, config: DiscriminatorConfig) -> torch.optim.AdamW:
+def judge_optimizer(judge: Discriminator, config: DiscriminatorConfig) -> FlatAdamW:
     """AdamW of the judge alone."""
-    return torch.optim.AdamW(judge.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    return FlatAdamW(judge, config.learning_rate, 0.0, config.max_grad_norm)
 
 
 def optimizer_step(
     judge: Discriminator,
-    optimizer: torch.optim.Optimizer,
+    optimizer: FlatAdamW,
     questions: Sequence[JudgedQuestion],
     weight: float,
-    max_grad_norm: float,
     seed: int,
-) -> float:
-    """One step on weight * L_D, dropout drawn from `seed`. Returns L_D."""
-    torch.manual_seed(seed)
+    workers: Workers | None = None,
+) -> torch.Tensor:
+    """One step on weight * L_D over questions dealt to `workers`, dropout drawn from `seed` and the rank.
+
+    Returns L_D of this worker's questions, as its part of the mean.
+    """
+    workers = workers or Workers()
+    both = [q for q in questions if q.positives and q.negatives]
+    torch.manual_seed(stable_seed(seed, workers.rank))
     judge.train()
-    optimizer.zero_grad(set_to_none=True)
-    loss = rationale_loss(judge, questions)
+    optimizer.zero_grad()
+    loss = rationale_loss(judge, workers.share(both), len(both))
     (weight * loss).backward()
-    nn.utils.clip_grad_norm_(judge.parameters(), max_grad_norm)
+    workers.sum_(optimizer.gradient)
     optimizer.step()
-    return float(loss.detach())
+    return loss.detach()
 
 
 def _encoder(name: str, revision: str | None) -> PreTrainedModel:
@@ -184,7 +204,7 @@ def save_discriminator(judge: Discriminator, folder: Path) -> None:
     (folder / "discriminator.json").write_text(json.dumps(sizes) + "\n")
 
 
-def load_discriminator(folder: Path, device: torch.device) -> Discriminator:
+def load_discriminator(folder: Path, device: torch.device, dtype: torch.dtype = torch.float32) -> Discriminator:
     """Read what `save_discriminator` wrote."""
     sizes = json.loads((folder / "discriminator.json").read_text())
     config = AutoConfig.from_pretrained(folder)
@@ -192,7 +212,7 @@ def load_discriminator(folder: Path, device: torch.device) -> Discriminator:
     encoder = (AutoModelForTextEncoding if is_t5 else AutoModel).from_config(config)
     judge = Discriminator(encoder, load_tokenizer(str(folder)), sizes["hidden_size"], sizes["max_tokens"])
     set_weights(judge, load_file(folder / "discriminator.safetensors"))
-    return judge.to(device)
+    return judge.to(device=device, dtype=dtype)
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -12,10 +12,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from transformers.cache_utils import DynamicCache, EncoderDecoderCache
-from transformers.modeling_outputs import BaseModelOutput
 
+from qcrd.distill.batching import length_sorted_batches
 from qcrd.distill.student import Student
+from qcrd.distill.workers import Workers
+
+SHRINK = 0.75
+"""Rows that have ended leave a batch once no more than this share of its rows is still being written."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +27,6 @@ class Generated:
 
     ids: list[int]
     truncated: bool
-
-
-def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices cut into batches of like lengths, longest first; equal lengths keep their order."""
-    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
 
 
 def draw_tokens(logits_BV: torch.Tensor, uniforms_B: torch.Tensor, temperature: float, top_k: int) -> torch.Tensor:
@@ -54,41 +51,76 @@ def _generate_batch(
     student: Student, rows: Sequence[Sequence[int]], uniforms: np.ndarray, max_new_tokens: int, temperature: float,
     top_k: int,
 ) -> list[Generated]:
-    """One batch with a key-value cache, from which rows leave as they end."""
-    ids, mask = student.inputs(rows)
-    states = student.encode(ids, mask)
-    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    """One batch with a key-value cache, from which rows leave some time after they end."""
+    with student.precision():
+        decoding = student.passes.start(rows, max_new_tokens)
     uniforms_BT = torch.from_numpy(uniforms).to(student.device)
     outputs: list[list[int]] = [[] for _ in rows]
     ended = [False] * len(rows)
-    alive = list(range(len(rows)))
-    tokens = torch.full((len(rows), 1), student.start_id, dtype=torch.int64, device=student.device)
+    batch = list(range(len(rows)))
+    tokens = torch.full((len(rows),), student.start_id, dtype=torch.int64, device=student.device)
     for position in range(max_new_tokens):
         with student.precision():
-            logits = student.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states),  # pyright: ignore[reportArgumentType]
-                attention_mask=mask,
-                decoder_input_ids=tokens,
-                past_key_values=cache,
-                use_cache=True,
-            ).logits[:, -1]
-        drawn = draw_tokens(logits, uniforms_BT[alive, position], temperature, top_k)
-        values = drawn.tolist()
-        keep = [slot for slot, value in enumerate(values) if value != student.eos_id]
-        for slot, value in enumerate(values):
-            if value == student.eos_id:
-                ended[alive[slot]] = True
-            else:
-                outputs[alive[slot]].append(value)
-        if not keep:
+            logits = decoding.step(tokens)
+        tokens = draw_tokens(logits, uniforms_BT[batch, position], temperature, top_k)
+        for row, token in zip(batch, tokens.tolist(), strict=True):
+            ended[row] = ended[row] or token == student.eos_id
+            if not ended[row]:
+                outputs[row].append(token)
+        alive = [slot for slot, row in enumerate(batch) if not ended[row]]
+        if not alive:
             break
-        if len(keep) < len(alive):
-            index = torch.tensor(keep, device=student.device)
-            cache.batch_select_indices(index)
-            states, mask, drawn = states[index], mask[index], drawn[index]
-            alive = [alive[slot] for slot in keep]
-        tokens = drawn[:, None]
+        if len(alive) <= SHRINK * len(batch):
+            index = torch.tensor(alive, device=student.device)
+            decoding.keep(index)
+            tokens, batch = tokens[index], [batch[slot] for slot in alive]
     return [Generated(row, not done) for row, done in zip(outputs, ended, strict=True)]
+
+
+def generate_batches(
+    student: Student,
+    rows: Sequence[Sequence[int]],
+    batches: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    stream: Callable[[int], np.random.Generator] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[list[Generated]]:
+    """Generate, dropout off, one sequence for each row that `batches` names, batch by batch.
+
+    `stream(i)` belongs to row i and gives its draws; greedy generation (`temperature` 0) needs none. `on_progress` is
+    told how many sequences are done.
+    """
+    if temperature > 0 and stream is None:
+        raise ValueError("sampling needs one random stream a sequence")
+    made: list[list[Generated]] = []
+    was_training = student.model.training
+    student.model.eval()
+    try:
+        for batch in batches:
+            draws = np.zeros((len(batch), max_new_tokens))
+            if stream is not None and temperature > 0:
+                draws = np.stack([stream(row).random(max_new_tokens) for row in batch])
+            made.append(
+                _generate_batch(student, [rows[index] for index in batch], draws, max_new_tokens, temperature, top_k)
+            )
+            if on_progress is not None:
+                on_progress(sum(map(len, made)))
+    finally:
+        student.model.train(was_training)
+    return made
+
+
+def in_order(batches: Sequence[Sequence[int]], made: Sequence[Sequence[Generated]]) -> list[Generated]:
+    """The sequences of all batches in the order of their rows."""
+    results = {
+        row: one
+        for batch, sequences in zip(batches, made, strict=True)
+        for row, one in zip(batch, sequences, strict=True)
+    }
+    return [results[row] for row in range(len(results))]
 
 
 def generate(
@@ -99,30 +131,18 @@ def generate(
     batch_size: int,
     temperature: float = 0.0,
     top_k: int = 0,
-    streams: Sequence[np.random.Generator] | None = None,
+    stream: Callable[[int], np.random.Generator] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    workers: Workers | None = None,
 ) -> list[Generated]:
-    """Generate one sequence for each row of input ids, dropout off, in batches sorted by length.
+    """One sequence for each row of input ids, in the order of `rows`; the arguments are those of `generate_batches`.
 
-    `streams[i]` belongs to row i and gives its draws; greedy generation (`temperature` 0) needs none. `on_progress` is
-    told how many sequences are done. Results are in the order of `rows`.
+    Batches of like lengths are cut over all rows and only then dealt to `workers`; every worker gets all results.
     """
-    if temperature > 0 and (streams is None or len(streams) != len(rows)):
-        raise ValueError("sampling needs one random stream a sequence")
-    results: dict[int, Generated] = {}
-    was_training = student.model.training
-    student.model.eval()
-    try:
-        for batch in length_sorted_batches([len(row) for row in rows], batch_size):
-            draws = np.zeros((len(batch), max_new_tokens))
-            if streams is not None and temperature > 0:
-                draws = np.stack([streams[index].random(max_new_tokens) for index in batch])
-            made = _generate_batch(
-                student, [rows[index] for index in batch], draws, max_new_tokens, temperature, top_k
-            )
-            results.update(zip(batch, made, strict=True))
-            if on_progress is not None:
-                on_progress(len(results))
-    finally:
-        student.model.train(was_training)
-    return [results[index] for index in range(len(rows))]
+    workers = workers or Workers()
+    batches = length_sorted_batches([len(row) for row in rows], batch_size)
+    made = generate_batches(
+        student, rows, workers.share(batches), max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k,
+        stream=stream, on_progress=on_progress,
+    )  # fmt: skip
+    return in_order(batches, workers.gather(made))

@@ -1,8 +1,8 @@
-"""Pretraining the quality judge on the teacher's positives and negatives (method.md section 6; appendix A.3).
+"""Training the quality judge: before the student, and online with it (method.md section 6; appendix A.3).
 
-Negatives are few, so corrupted rationales fill each question's negatives up to its positives. AUROC is measured on a
-held-out tenth of the questions, for real and for augmented negatives apart: the augmented are easy. Knows nothing
-about Ray or folders.
+In pretraining negatives are few, so corrupted rationales fill each question's negatives up to its positives. AUROC is
+measured on a held-out tenth of the questions, for real and for augmented negatives apart: the augmented are easy.
+Knows nothing about Ray or folders.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from sklearn.metrics import roc_auc_score
 
 from qcrd.config import DiscriminatorConfig
 from qcrd.distill.discriminator import Discriminator, JudgedQuestion, judge_optimizer, optimizer_step
+from qcrd.distill.optimizer import FlatAdamW
+from qcrd.distill.workers import Workers
 from qcrd.rationales.augmentation import (
     Tagger,
     augmented_negatives,
@@ -115,7 +118,7 @@ def pretrain(
             order += [train[i] for i in stream.permutation(len(train))]
         batch, order = order[: config.batch_questions], order[config.batch_questions :]
         seed = stable_seed(config.seed, "judge_step", step)
-        loss = optimizer_step(judge, optimizer, [filled[i] for i in batch], 1.0, config.max_grad_norm, seed)
+        loss = float(optimizer_step(judge, optimizer, [filled[i] for i in batch], 1.0, seed))
         if step % 10 == 0:
             emit({"kind": "progress", "done": step, "total": config.max_steps, "info": f"L_D {loss:.3f}"})
         if step % config.eval_every == 0 or step == config.max_steps:
@@ -130,3 +133,30 @@ def pretrain(
 def _separated(metrics: dict[str, float], target: float) -> bool:
     negatives = [v for k, v in metrics.items() if k in ("judge/mean_real_negative", "judge/mean_augmented_negative")]
     return metrics["judge/mean_positive"] >= target and bool(negatives) and max(negatives) <= 1 - target
+
+
+def update_online(
+    judge: Discriminator,
+    optimizer: FlatAdamW,
+    config: DiscriminatorConfig,
+    questions: Sequence[JudgedQuestion],
+    weight: float,
+    names: tuple[str | int, ...],
+    workers: Workers,
+) -> float | None:
+    """`update_steps` steps on the questions that have both sides, in orders seeded by `names`. Returns the mean L_D;
+    None where there is nothing to learn from."""
+    questions = [q for q in questions if q.positives and q.negatives]
+    if not questions or config.update_steps == 0:
+        return None
+    order: list[int] = []
+    losses = []
+    for update in range(config.update_steps):
+        if len(order) < config.batch_questions:
+            order += generator(*names, "judge_update", update).permutation(len(questions)).tolist()
+        batch, order = order[: config.batch_questions], order[config.batch_questions :]
+        seed = stable_seed(*names, "judge_update_step", update)
+        losses.append(optimizer_step(judge, optimizer, [questions[i] for i in batch], weight, seed, workers))
+    mean = torch.stack(losses).mean()
+    workers.sum_(mean)
+    return float(mean)

@@ -1,121 +1,131 @@
 """The training loop in plain torch: iterations of steps, negatives before each, the judge's update after it.
 
-It talks to its surroundings through a `Host` alone (checkpoints out and in, events out), so the same loop runs inside
-a Ray Train worker, in a Tune trial or in a unit test. Every draw is seeded by what it is for, so a run that was killed
-and resumed equals one that never stopped. Sections 5-8 of the method. Knows nothing about Ray, MLflow or folders of
-artifacts.
+Several workers run it side by side, each on its share of every batch. It tells its surroundings how it goes through
+`emit` and keeps its state in a `CheckpointStore`, so the same loop runs inside a Ray Train worker, in a Tune trial or
+in a unit test. Every draw is seeded by what it is for, so a run that was killed and resumed equals one that never
+stopped. Sections 5-8 of the method. Knows nothing about Ray, MLflow or folders of artifacts.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.functional import pad
 
+from qcrd.artifacts import write_atomically
 from qcrd.config import ExperimentConfig
-from qcrd.distill.checkpoint import Progress, read_checkpoint, write_checkpoint
+from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
 from qcrd.distill.data import TrainingData
-from qcrd.distill.discriminator import (
-    JudgedQuestion,
-    judge_optimizer,
-    load_discriminator,
-    optimizer_step,
-    save_discriminator,
-)
-from qcrd.distill.generation import generate
-from qcrd.distill.negatives import Negative, sample_negatives, snapshot_for
+from qcrd.distill.discriminator import JudgedQuestion, judge_optimizer, load_discriminator, set_weights, weights_of
+from qcrd.distill.generation import Generated, generate
+from qcrd.distill.judge import update_online
+from qcrd.distill.negatives import Negative, NegativeMaker, snapshot_for
+from qcrd.distill.optimizer import FlatAdamW
 from qcrd.distill.schedule import Schedule, iteration_length
-from qcrd.distill.snapshots import SnapshotStore
-from qcrd.distill.step import QuestionBatch, dss_step, finetune_step, qcrd_step
-from qcrd.distill.student import Student, build_student, encode_inputs, load_student
+from qcrd.distill.step import SELECTED, Metrics, QuestionBatch, step_loss
+from qcrd.distill.student import Student, build_student, encode_inputs
+from qcrd.distill.workers import Workers
 from qcrd.seeding import generator, stable_seed
 from qcrd.tasks.base import Task
 
 Event = dict[str, Any]
+Quality = dict[int, tuple[list[float], list[float]]]
 
 
-class Host(Protocol):
-    """What surrounds the loop."""
+class NegativesElsewhere(Protocol):
+    """Negatives that somebody else makes while this process trains (async_negatives.py)."""
 
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """The newest durable checkpoint's folder, to read from."""
+    def ask(self, iteration: int) -> None:
+        """Have an iteration's negatives made; asking twice is asking once."""
         ...
 
-    def save(self, iteration: int, write: Callable[[Path], None]) -> None:
-        """Make a checkpoint durable; `write` fills an empty folder."""
+    def take(self, iteration: int) -> list[list[Generated]]:
+        """All batches of an iteration; waits until they are there."""
         ...
 
-    def emit(self, event: Event) -> None:
-        """Progress and metric rows, on their way to a person."""
-        ...
+
+def schedule_of(config: ExperimentConfig, num_examples: int) -> Schedule:
+    """The order of a run's examples, which depends on its settings alone."""
+    train = config.train
+    length = iteration_length(train.iteration_steps, num_examples, train.global_batch_size)
+    return Schedule(num_examples, train.global_batch_size, train.steps, length, config.seed)
 
 
 class Training:
-    """One training run's state. `run` goes on from the host's newest checkpoint."""
+    """One worker's part of a training run. `run` goes on from the newest checkpoint."""
 
     def __init__(
-        self, config: ExperimentConfig, data: TrainingData, task: Task, snapshots: SnapshotStore, fingerprint: str,
-        host: Host, device: torch.device,
+        self,
+        config: ExperimentConfig,
+        data: TrainingData,
+        task: Task,
+        store: CheckpointStore,
+        device: torch.device,
+        emit: Callable[[Event], None],
+        workers: Workers | None = None,
+        elsewhere: NegativesElsewhere | None = None,
     ) -> None:
-        self.config, self.data, self.task, self.snapshots, self.host = config, data, task, snapshots, host
-        length = iteration_length(config.train.iteration_steps, len(data.examples), config.train.global_batch_size)
-        self.schedule = Schedule(
-            len(data.examples), config.train.global_batch_size, config.train.steps, length, config.seed
-        )
+        """`elsewhere`: for `negatives.placement` async, of the first worker."""
+        self.config, self.data, self.task, self.store = config, data, task, store
+        self.workers = workers or Workers()
+        self.emit = emit if self.workers.rank == 0 else lambda event: None
+        self.schedule = schedule_of(config, len(data.examples))
         self.student = build_student(config.student, data.tokenizer, config.seed, device)
-        self.optimizer = torch.optim.AdamW(
-            self.student.model.parameters(), lr=config.train.learning_rate, betas=(0.9, 0.999), eps=1e-8,
-            weight_decay=config.train.weight_decay,
-        )  # fmt: skip
+        self.maker = None
+        if config.uses_student_negatives():
+            self.maker = NegativeMaker(config, data, self.schedule, store.snapshot, self.student.twin)
+        self.elsewhere = elsewhere
+        self.optimizer = FlatAdamW(
+            self.student.model, config.train.learning_rate, config.train.weight_decay, config.train.max_grad_norm
+        )
         self.judge = None
         self.judge_optimizer = None
         if config.uses_discriminator() and data.judge_folder is not None:
-            self.judge = load_discriminator(data.judge_folder, device)
+            dtype = torch.float64 if config.student.dtype == "float64" else torch.float32
+            self.judge = load_discriminator(data.judge_folder, device, dtype)
             self.judge_optimizer = judge_optimizer(self.judge, config.discriminator)
-        self.sampler = self._build_sampler(device)
-        self.progress = Progress(fingerprint)
+        self.progress = Progress()
         self.rows: list[dict[str, Any]] = []
         self._positive_quality: dict[int, list[float]] = {}
-
-    def _build_sampler(self, device: torch.device) -> Student | None:
-        """The model that negatives are sampled from: a twin of the student, or a fixed model."""
-        if not self.config.uses_student_negatives():
-            return None
-        if self.config.negatives.source == "fixed":
-            assert self.config.negatives.fixed is not None
-            sampler, tokenizer = load_student(Path(self.config.negatives.fixed), self.config.student.dtype, device)
-            if tokenizer.get_vocab() != self.data.tokenizer.get_vocab():
-                raise ValueError(f"negatives.fixed: {self.config.negatives.fixed!r} has another vocabulary")
-            return sampler
-        twin = copy.copy(self.student)
-        twin.model = copy.deepcopy(self.student.model)
-        return twin
 
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Train to the last step. All results are then in `student`, `judge`, `rows` and the snapshots."""
-        with self.host.latest() as folder:
-            if folder is not None:
-                self.progress, self.rows = read_checkpoint(
-                    folder, self.progress.fingerprint, self.optimizer, self.judge, self.judge_optimizer
-                )
-        if self.progress.iteration == 0:
-            self.snapshots.save(0, self.student.model)
-        else:
-            self.snapshots.load_into(self.progress.iteration, self.student.model)
-        self.host.emit({"kind": "restart", "rows": self.rows})
+        self._resume()
+        self.emit({"kind": "restart", "rows": self.rows})
         while self.progress.iteration < self.schedule.num_iterations:
             self._run_iteration(self.progress.iteration + 1)
+        self.store.wait()
+
+    def _resume(self) -> None:
+        """Every worker takes the state that the first one reads."""
+        first = self.workers.rank == 0
+        newest = self.workers.broadcast(self.store.newest() if first else None)
+        if newest is None:
+            if first:
+                self.store.save_initial(weights_of(self.student.model))
+            return
+        if first:
+            checkpoint = self.store.read(newest)
+            self.progress, self.rows = checkpoint.progress, checkpoint.rows
+            set_weights(self.student.model, self.store.snapshot(newest))
+            self.optimizer.load_state(checkpoint.tensors["optimizer"])
+            if self.judge is not None and self.judge_optimizer is not None:
+                set_weights(self.judge, checkpoint.tensors["discriminator"])
+                self.judge_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
+        self.progress, self.rows = self.workers.broadcast((self.progress, self.rows))
+        for optimizer in (self.optimizer, self.judge_optimizer):
+            if optimizer is not None:
+                state = optimizer.state()
+                self.workers.broadcast_([optimizer.weights.data, *state.values()])
+                optimizer.load_state(state)
 
     def _run_iteration(self, iteration: int) -> None:
         visited = self.schedule.visited(iteration)
@@ -123,6 +133,7 @@ class Training:
         negatives = self._negatives(iteration, visited)
         made = time.perf_counter()
         quality = self._quality(visited, negatives)
+        scored = time.perf_counter()
         summary = self._train_steps(iteration, negatives, quality)
         trained = time.perf_counter()
         summary |= self._negative_metrics(visited, negatives)
@@ -130,79 +141,76 @@ class Training:
         updated = time.perf_counter()
         accuracy = self.validation_accuracy()
         summary["eval/accuracy"] = accuracy
-        times = {
-            "time/negatives": made - started, "time/steps": trained - made, "time/judge": updated - trained,
-            "time/evaluation": time.perf_counter() - updated,
-        }  # fmt: skip
-        self._log(self.schedule.steps_of(iteration).stop, {**summary, "train/iteration": iteration}, times)
-        self.snapshots.save(iteration, self.student.model)
+        evaluated = time.perf_counter()
         progress = self.progress
         progress.iteration = iteration
         if accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_iteration = accuracy, iteration
-        progress.bests[str(iteration)] = progress.best_iteration
-        self.host.save(iteration, self.write_checkpoint)
-        self.snapshots.keep_only(self._needed_snapshots())
+        row = {"step": self.schedule.steps_of(iteration).stop, **summary, "train/iteration": iteration}
+        self.rows.append(row)
+        if self.workers.rank == 0:
+            self.store.save(iteration, weights_of(self.student.model), self._checkpoint())
+        times = {
+            "time/negatives": made - started, "time/scoring": scored - made, "time/steps": trained - scored,
+            "time/judge": updated - trained, "time/evaluation": evaluated - updated,
+            "time/checkpoint": time.perf_counter() - evaluated,
+        }  # fmt: skip
+        self.emit({"kind": "metrics", "rows": [{**row, **times}]})
 
-    def write_checkpoint(self, folder: Path) -> None:
-        """Write all state but the snapshots into an empty folder."""
-        write_checkpoint(folder, self.progress, self.rows, self.optimizer, self.judge, self.judge_optimizer)
-
-    def _needed_snapshots(self) -> set[int]:
-        """Snapshots that some checkpoint which may still be resumed from names: gap and best of the last few.
-
-        Ray commits a checkpoint some time after it was reported, so one more than `checkpoint.keep` counts.
-        """
-        oldest = max(0, self.progress.iteration - self.config.checkpoint.keep - 1)
-        needed = set(range(max(0, oldest + 1 - self.config.negatives.gap), self.progress.iteration + 1)) | {0}
-        return needed | {best for t, best in self.progress.bests.items() if int(t) >= oldest}
-
-    def _log(self, step: int, metrics: dict[str, float], times: dict[str, float]) -> None:
-        """Keep a row for the checkpoint and send it with times, which are not part of the result."""
-        self.rows.append({"step": step, **metrics})
-        self.host.emit({"kind": "metrics", "rows": [{"step": step, **metrics, **times}]})
+    def _checkpoint(self) -> Checkpoint:
+        tensors = {"optimizer": self.optimizer.state()}
+        if self.judge is not None and self.judge_optimizer is not None:
+            tensors["discriminator"] = weights_of(self.judge)
+            tensors["discriminator_optimizer"] = self.judge_optimizer.state()
+        return Checkpoint(self.progress, self.rows, tensors)
 
     # -- negatives and their quality ----------------------------------------------------------------------------
 
+    def _has_negatives(self, iteration: int) -> bool:
+        settings = self.config.negatives
+        skipped = settings.warmup == "skip" and iteration <= settings.gap and settings.source != "fixed"
+        return self.maker is not None and not skipped and iteration <= self.schedule.num_iterations
+
     def _negatives(self, iteration: int, visited: Sequence[int]) -> dict[int, list[Negative]]:
         """Sampled negatives of the iteration's questions; empty lists where the iteration has none."""
-        config = self.config.negatives
-        if self.sampler is None or (config.warmup == "skip" and iteration <= config.gap and config.source != "fixed"):
+        if self.elsewhere is not None:
+            for wanted in (iteration, iteration + 1):  # the next one's can be made while this one trains, but for j = 1
+                if self._has_negatives(wanted) and snapshot_for(wanted, self.config.negatives.gap) < iteration:
+                    self.elsewhere.ask(wanted)
+        if self.maker is None or not self._has_negatives(iteration):
             return {index: [] for index in visited}
-        if config.source != "fixed":
-            self.snapshots.load_into(snapshot_for(iteration, config.gap), self.sampler.model)
-        examples = [self.data.examples[index] for index in visited]
+        if self.config.negatives.placement == "async":
+            made = self.workers.broadcast(self.elsewhere.take(iteration) if self.elsewhere is not None else [])
+        else:
+            made = self._negatives_here(iteration, self.maker)
+        return self.maker.negatives(iteration, made)
 
-        def on_progress(done: int, total: int) -> None:
-            self._progress(self.schedule.steps_of(iteration).start, f"negatives {done}/{total}")
+    def _negatives_here(self, iteration: int, maker: NegativeMaker) -> list[list[Generated]]:
+        """The iteration's batches, dealt to the training workers."""
+        batches = maker.batches(iteration)
+        total, first = sum(map(len, batches)), self.schedule.steps_of(iteration).start
 
-        made = sample_negatives(
-            self.sampler, self.data.tokenizer, examples, config, self.config.seed, iteration, on_progress
-        )
-        return dict(zip(visited, made, strict=True))
+        def on_progress(done: int) -> None:
+            self._progress(first, f"negatives {min(done * self.workers.world_size, total)}/{total}")
 
-    def _quality(
-        self, visited: Sequence[int], negatives: dict[int, list[Negative]]
-    ) -> dict[int, tuple[list[float], list[float]]]:
+        return self.workers.gather(maker.make(iteration, self.workers.share(batches), on_progress))
+
+    def _quality(self, visited: Sequence[int], negatives: dict[int, list[Negative]]) -> Quality:
         """(s+ of each positive, s- of each negative) of each question: constants until the judge's next update."""
+        examples = self.data.examples
         if self.judge is None:
             return {
-                i: ([1.0] * len(self.data.examples[i].positives), [0.0] * len(self._targets(i, negatives[i])))
-                for i in visited
+                i: ([1.0] * len(examples[i].positives), [0.0] * len(self._targets(i, negatives[i]))) for i in visited
             }
         new = [index for index in visited if index not in self._positive_quality]
-        pairs = [(self.data.examples[i].text, t) for i in new for t in self.data.examples[i].positive_texts]
-        scores = iter(self.judge.score(pairs) if pairs else [])
+        pairs = [(examples[i].text, text) for i in new for text in examples[i].positive_texts]
+        scores = iter(self.judge.score(pairs, workers=self.workers))
         for index in new:
-            self._positive_quality[index] = [next(scores) for _ in self.data.examples[index].positive_texts]
-        pairs = [(self.data.examples[i].text, t) for i in visited for t in self._negative_texts(i, negatives[i])]
-        scores = iter(self.judge.score(pairs) if pairs else [])
-        return {
-            index: (
-                self._positive_quality[index], [next(scores) for _ in self._negative_texts(index, negatives[index])]
-            )
-            for index in visited
-        }  # fmt: skip
+            self._positive_quality[index] = [next(scores) for _ in examples[index].positive_texts]
+        texts = {index: self._negative_texts(index, negatives[index]) for index in visited}
+        pairs = [(examples[i].text, text) for i in visited for text in texts[i]]
+        scores = iter(self.judge.score(pairs, workers=self.workers))
+        return {i: (self._positive_quality[i], [next(scores) for _ in texts[i]]) for i in visited}
 
     def _uses_teacher_negatives(self) -> bool:
         return self.config.negatives.source in ("teacher", "snapshot_and_teacher")
@@ -228,9 +236,7 @@ class Training:
 
     # -- steps --------------------------------------------------------------------------------------------------
 
-    def _batch(
-        self, step: int, negatives: dict[int, list[Negative]], quality: dict[int, tuple[list[float], list[float]]]
-    ) -> QuestionBatch:
+    def _batch(self, step: int, negatives: dict[int, list[Negative]], quality: Quality) -> QuestionBatch:
         indices = self.schedule.batch(step)
         examples = [self.data.examples[index] for index in indices]
         draws = generator(self.config.seed, "scheme_draws", step).random((len(indices), 2))
@@ -246,19 +252,11 @@ class Training:
             draws=[(float(a), float(b)) for a, b in draws],
         )
 
-    def _loss(self, batch: QuestionBatch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        if self.config.method == "finetune":
-            return finetune_step(self.student, batch)
-        if self.config.method == "dss":
-            return dss_step(self.student, batch, self.config.loss)
-        return qcrd_step(self.student, batch, self.config.loss)
-
     def _train_steps(
-        self, iteration: int, negatives: dict[int, list[Negative]],
-        quality: dict[int, tuple[list[float], list[float]]],
+        self, iteration: int, negatives: dict[int, list[Negative]], quality: Quality
     ) -> dict[str, float]:
         """All optimizer steps of an iteration. Returns the iteration's own metrics."""
-        window: list[dict[str, torch.Tensor]] = []
+        window: list[Metrics] = []
         selected: Counter[int] = Counter()
         steps = self.schedule.steps_of(iteration)
         started = time.perf_counter()
@@ -266,112 +264,109 @@ class Training:
             window.append(self._optimizer_step(step, self._batch(step, negatives, quality)))
             done = step + 1
             if done % self.config.train.log_every == 0 or done == steps.stop:
-                for metrics in window:
-                    if (chosen := metrics.pop("selected_positive", None)) is not None:
-                        selected.update(index for index in chosen.tolist() if index >= 0)
-                means = {f"train/{key}": float(torch.stack([m[key] for m in window]).mean()) for key in window[0]}
-                if not math.isfinite(means["train/loss"]):
-                    raise FloatingPointError(f"loss {means['train/loss']} in the {len(window)} steps up to {done}")
+                first = done - len(window)
+                rows = self._window_rows(window)
+                for offset, row in enumerate(rows):
+                    if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
+                        self._stop_at(first + offset, row, self._batch(first + offset, negatives, quality))
+                for row in rows:
+                    selected.update({i: int(count) for i, count in enumerate(row.pop(SELECTED, []))})
+                means = {f"train/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+                self.rows.append({"step": done, **means})
                 seconds = (time.perf_counter() - started) / len(window)
-                self._log(done, means, {"time/step": seconds})
+                self.emit({"kind": "metrics", "rows": [{"step": done, **means, "time/step": seconds}]})
                 self._progress(done, f"iteration {iteration}, loss {means['train/loss']:.3f}")
                 window, started = [], time.perf_counter()
-        return {"train/selection_entropy": _entropy(selected)} if selected else {}
+        return {"train/selection_entropy": _entropy(selected)} if selected.total() else {}
 
-    def _optimizer_step(self, step: int, batch: QuestionBatch) -> dict[str, torch.Tensor]:
-        rate = self.config.train.learning_rate * self.schedule.learning_rate_factor(step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        torch.manual_seed(stable_seed(self.config.seed, "dropout", step))
+    def _optimizer_step(self, step: int, batch: QuestionBatch) -> Metrics:
+        """This worker's part of one step. Returns its contributions to the loss and the metrics, on the device."""
+        torch.manual_seed(stable_seed(self.config.seed, "dropout", step, self.workers.rank))
         self.student.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        loss, metrics = self._loss(batch)
-        loss.backward()
-        norm = clip_grad_norm_(self.student.model.parameters(), self.config.train.max_grad_norm)
-        self.optimizer.step()
-        rate_tensor = torch.tensor(rate, dtype=torch.float64)
-        return {"loss": loss.detach(), "grad_norm": norm.detach(), "learning_rate": rate_tensor, **metrics}
+        self.optimizer.zero_grad()
+        size, share = self.config.micro_batch_size(), len(batch.predict_ids) // self.workers.world_size
+        totals: Metrics = {}
+        for start in range(self.workers.rank * share, (self.workers.rank + 1) * share, size):
+            part = batch.part(start, start + size)
+            loss, metrics = step_loss(self.student, part, self.config.method, self.config.loss)
+            loss.backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                totals[name] = totals[name] + value if name in totals else value
+        self.workers.sum_(self.optimizer.gradient)
+        rate = self.config.train.learning_rate * self.schedule.learning_rate_factor(step)
+        norm = self.optimizer.step(rate)
+        shared = {"grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)}
+        return totals | {name: value / self.workers.world_size for name, value in shared.items()}
+
+    def _window_rows(self, window: Sequence[Metrics]) -> list[dict[str, Any]]:
+        """The metrics of some steps, summed over workers: the one place where the host waits for the device."""
+        device, most = self.student.device, self.config.rationales.num_samples
+        for metrics in window:
+            if SELECTED in metrics:
+                metrics[SELECTED] = pad(metrics[SELECTED], (0, most - len(metrics[SELECTED])))
+        flat = torch.stack([torch.cat([m[k].to(device).double().reshape(-1) for k in window[0]]) for m in window])
+        self.workers.sum_(flat)
+        sizes = [value.numel() for value in window[0].values()]
+        rows = []
+        for values in flat.tolist():
+            row: dict[str, Any] = {}
+            for name, size in zip(window[0], sizes, strict=True):
+                row[name] = values[:size] if name == SELECTED else values[0]
+                values = values[size:]
+            rows.append(row)
+        return rows
+
+    def _stop_at(self, step: int, metrics: dict[str, Any], batch: QuestionBatch) -> None:
+        """Keep the batch of a step whose loss or gradient is not finite, and raise `FloatingPointError`."""
+        path = self.store.folder / f"not-finite-step-{step + 1:06d}.json"
+        if self.workers.rank == 0:
+            ids = [self.data.examples[index].question_id for index in self.schedule.batch(step)]
+            rows = {name: value for name, value in vars(batch).items() if name != "totals_of_whole"}
+            shown = {name: str(value) for name, value in metrics.items()}
+            write_atomically(path, json.dumps({"step": step + 1, "metrics": shown, "question_ids": ids, **rows}) + "\n")
+        raise FloatingPointError(
+            f"step {step + 1}: loss {metrics['loss']}, gradient norm {metrics['grad_norm']}; its batch is in {path}"
+        )
 
     def _progress(self, done: int, info: str) -> None:
-        self.host.emit({"kind": "progress", "done": done, "total": self.config.train.steps, "info": info})
+        self.emit({"kind": "progress", "done": done, "total": self.config.train.steps, "info": info})
 
-    # -- the judge's online update ------------------------------------------------------------------------------
+    # -- the judge and evaluation -------------------------------------------------------------------------------
 
     def _update_judge(
         self, iteration: int, visited: Sequence[int], negatives: dict[int, list[Negative]]
     ) -> dict[str, float]:
         """Train the judge on the questions just visited: teacher positives, teacher negatives, fresh negatives."""
-        config = self.config.discriminator
+        config, loss = self.config.discriminator, self.config.loss
         if self.judge is None or self.judge_optimizer is None or iteration % config.update_every:
             return {}
-        if config.update_steps == 0:
-            return {}
-        judged = [
+        questions = [
             JudgedQuestion(e.question_id, e.text, e.positive_texts, e.negative_texts + [n.text for n in negatives[i]])
             for i, e in ((i, self.data.examples[i]) for i in visited)
         ]
-        judged = [q for q in judged if q.positives and q.negatives]
-        if not judged:
+        weight = loss.discriminator_weight * loss.discriminator_decay ** (iteration - 1)
+        names = (self.config.seed, iteration)
+        mean = update_online(self.judge, self.judge_optimizer, config, questions, weight, names, self.workers)
+        if mean is None:
             return {}
-        weight = self.config.loss.discriminator_weight * self.config.loss.discriminator_decay ** (iteration - 1)
-        order: list[int] = []
-        losses = []
-        for update in range(config.update_steps):
-            if len(order) < config.batch_questions:
-                stream = generator(self.config.seed, "judge_update", iteration, update)
-                order += stream.permutation(len(judged)).tolist()
-            batch, order = order[: config.batch_questions], order[config.batch_questions :]
-            seed = stable_seed(self.config.seed, "judge_update_step", iteration, update)
-            questions = [judged[i] for i in batch]
-            losses.append(
-                optimizer_step(self.judge, self.judge_optimizer, questions, weight, config.max_grad_norm, seed)
-            )
         self._positive_quality.clear()
-        return {"judge/online_loss": sum(losses) / len(losses), "judge/updates": len(losses), "judge/weight": weight}
-
-    # -- evaluation and results ---------------------------------------------------------------------------------
+        return {"judge/online_loss": mean, "judge/updates": config.update_steps, "judge/weight": weight}
 
     def validation_accuracy(self) -> float:
         """Share of right greedy labels on the validation questions."""
-        return accuracy_of(self.config, self.student, self.data, self.task)
-
-    def write_results(self, folder: Path) -> None:
-        """Write students (best, last), judge, tokenizer-complete model folders, rows and a summary into `folder`."""
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in self.rows))
-        for name, iteration in (
-            ("initial", 0), ("best", self.progress.best_iteration), ("last", self.progress.iteration),
-        ):  # fmt: skip
-            self.snapshots.load_into(iteration, self.student.model)
-            save_student(self.config, self.student, self.data, folder / name)
-        if self.judge is not None:
-            save_discriminator(self.judge, folder / "discriminator")
-        summary = {
-            "steps": self.config.train.steps,
-            "iterations": self.progress.iteration,
-            "best_iteration": self.progress.best_iteration,
-            "best_validation_accuracy": self.progress.best_accuracy,
-            "num_parameters": sum(p.numel() for p in self.student.model.parameters()),
-        }
-        (folder / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+        return accuracy_of(self.config, self.student, self.data, self.task, self.workers)
 
 
-def save_student(config: ExperimentConfig, student: Student, data: TrainingData, folder: Path) -> None:
-    """A model folder that transformers loads, with its tokenizer and `qcrd.json` (prefixes and limits)."""
-    student.model.save_pretrained(folder)
-    data.tokenizer.save_pretrained(folder)
-    fields = {"prefixes", "max_input_tokens", "max_label_tokens", "max_target_tokens"}
-    settings = config.student.model_dump(include=fields)
-    (folder / "qcrd.json").write_text(json.dumps(settings, indent=2) + "\n")
-
-
-def accuracy_of(config: ExperimentConfig, student: Student, data: TrainingData, task: Task) -> float:
+def accuracy_of(
+    config: ExperimentConfig, student: Student, data: TrainingData, task: Task, workers: Workers | None = None
+) -> float:
     """Share of right greedy labels on the validation questions of `data`."""
     if not data.validation:
         raise ValueError("the task has no validation questions, so no checkpoint can be chosen")
     texts = [config.student.prefixes.predict + question.text for question in data.validation]
     made = generate(
         student, encode_inputs(data.tokenizer, texts, config.student.max_input_tokens),
-        max_new_tokens=config.student.max_label_tokens, batch_size=config.evaluation.batch_size,
+        max_new_tokens=config.student.max_label_tokens, batch_size=config.evaluation.batch_size, workers=workers,
     )  # fmt: skip
     labels = data.tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)
     right = [task.is_right(label.strip(), q) for label, q in zip(labels, data.validation, strict=True)]
@@ -381,4 +376,4 @@ def accuracy_of(config: ExperimentConfig, student: Student, data: TrainingData, 
 def _entropy(counts: Counter[int]) -> float:
     """Entropy of a frequency table, in nats."""
     total = counts.total()
-    return -sum(count / total * math.log(count / total) for count in counts.values())
+    return -sum(count / total * math.log(count / total) for count in counts.values() if count)

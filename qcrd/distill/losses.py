@@ -30,9 +30,12 @@ def sequence_nll(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Te
     return token_nll(logits_BTV, targets_BT).sum(dim=1) / lengths_B.clamp(min=1)
 
 
-def token_mean_nll(logits_BTV: torch.Tensor, targets_BT: torch.Tensor, num_tokens: torch.Tensor | int) -> torch.Tensor:
-    """L_pred and DSS's rationale loss: the token mean, where `num_tokens` counts the targets of the global batch."""
-    return token_nll(logits_BTV, targets_BT).sum() / max(int(num_tokens), 1)
+def token_mean_weights(lengths_R: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """What multiplies each l(r) in L_pred and DSS's rationale loss, (R,): their sum is the token mean.
+
+    `num_tokens` counts the targets of the global batch, so that it does not matter how many workers share it.
+    """
+    return lengths_R / max(num_tokens, 1)
 
 
 @dataclass(frozen=True)
@@ -142,16 +145,28 @@ def contrastive_loss(
     return (l_pos - beta * l_neg) / num_questions
 
 
+def contrastive_coefficients(
+    weights: CandidateWeights, beta: float, num_questions: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What multiplies each l(r+) and l(r-) in `contrastive_loss`, (N, M) and (N, K): its gradient, which is linear."""
+    return weights.pos_NM / num_questions, -beta * weights.neg_NK / num_questions
+
+
 def discriminator_loss(
-    scores_pos_NM: torch.Tensor, mask_pos_NM: torch.Tensor, scores_neg_NK: torch.Tensor, mask_neg_NK: torch.Tensor
+    scores_pos_NM: torch.Tensor,
+    mask_pos_NM: torch.Tensor,
+    scores_neg_NK: torch.Tensor,
+    mask_neg_NK: torch.Tensor,
+    num_questions: int | None = None,
 ) -> torch.Tensor:
     """L_D = mean over questions of -log( sum_j exp(s+_j) / sum_j exp(s-_j) ), eq. 2, for sigmoid scores.
 
-    A question with an empty side is left out of the mean; 0 where all are.
+    A question with an empty side is left out of the mean; 0 where all are. `num_questions` counts the questions with
+    both sides in the global batch, where these are a part of it.
     """
     both_N = mask_pos_NM.any(dim=1) & mask_neg_NK.any(dim=1)
     if not bool(both_N.any()):
         return (scores_pos_NM.sum() + scores_neg_NK.sum()) * 0
     pos_N = scores_pos_NM[both_N].masked_fill(~mask_pos_NM[both_N], float("-inf")).logsumexp(dim=1)
     neg_N = scores_neg_NK[both_N].masked_fill(~mask_neg_NK[both_N], float("-inf")).logsumexp(dim=1)
-    return (neg_N - pos_N).mean()
+    return (neg_N - pos_N).sum() / (num_questions or int(both_N.sum()))

@@ -1,20 +1,27 @@
 """Self-adversarial negatives: rationales that an earlier snapshot of the student writes at high temperature.
 
-All negatives of an iteration are made before it starts, in large batches. A sample draws from a stream seeded by
-(run seed, iteration, question id, sample index), so these are the texts that a step-by-step implementation would have
-made. Section 7 of the method; paper, section 3.2.1 and appendix A.2. Knows nothing about the loss or about Ray.
+All negatives of an iteration are made in large batches that are cut over the whole iteration, so it does not matter
+who makes which batch. A sample draws from a stream seeded by (run seed, iteration, question id, sample index): these
+are the texts that a step-by-step implementation would have made. Section 7 of the method; paper, section 3.2.1 and
+appendix A.2. Knows nothing about the loss or about Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 
-from transformers import PreTrainedTokenizerBase
+import torch
 
-from qcrd.config import NegativesConfig
-from qcrd.distill.generation import generate
-from qcrd.distill.student import Student
+from qcrd.config import ExperimentConfig
+from qcrd.distill.batching import length_sorted_batches
+from qcrd.distill.data import TrainingData
+from qcrd.distill.discriminator import set_weights
+from qcrd.distill.generation import Generated, generate_batches, in_order
+from qcrd.distill.schedule import Schedule
+from qcrd.distill.student import Student, eos_of, load_student
 from qcrd.records import Example
 from qcrd.seeding import generator
 
@@ -33,32 +40,77 @@ def snapshot_for(iteration: int, gap: int) -> int:
     return max(0, iteration - gap)
 
 
-def sample_negatives(
-    sampler: Student,
-    tokenizer: PreTrainedTokenizerBase,
-    examples: Sequence[Example],
-    config: NegativesConfig,
-    seed: int,
-    iteration: int,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[list[Negative]]:
-    """`config.num_samples` negatives for each example. Empty samples are dropped, so a list may be shorter."""
-    requests = [(example, index) for example in examples for index in range(config.num_samples)]
-    total = len(requests)
-    made = generate(
-        sampler,
-        [example.explain_ids for example, _ in requests],
-        max_new_tokens=config.max_new_tokens,
-        batch_size=config.batch_size,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        streams=[generator(seed, "negative", iteration, example.question_id, index) for example, index in requests],
-        on_progress=(lambda done: on_progress(done, total)) if on_progress is not None else None,
-    )
-    texts = tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)
-    negatives: list[list[Negative]] = [[] for _ in examples]
-    for position, (one, text) in enumerate(zip(made, texts, strict=True)):
-        if one.ids and text.strip():
-            target = one.ids if one.truncated else [*one.ids, sampler.eos_id]
-            negatives[position // config.num_samples].append(Negative(target, text.strip(), one.truncated))
-    return negatives
+class NegativeMaker:
+    """Makes an iteration's negatives, whole or batch by batch.
+
+    `student` builds a model of the student's shape, once there is something to write; its weights are those of the
+    snapshots that `snapshot` reads, except where `negatives.source` is a fixed model.
+    """
+
+    def __init__(
+        self, config: ExperimentConfig, data: TrainingData, schedule: Schedule,
+        snapshot: Callable[[int], dict[str, torch.Tensor]], student: Callable[[], Student],
+    ) -> None:  # fmt: skip
+        self.config, self.data, self.schedule, self.snapshot = config, data, schedule, snapshot
+        self._student = student
+        self._loaded: int | None = None
+
+    @cached_property
+    def _sampler(self) -> Student:
+        """The model that writes. Raises `ValueError` for a fixed one with another vocabulary."""
+        student, fixed = self._student(), self.config.negatives.fixed
+        if self.config.negatives.source != "fixed":
+            return student
+        sampler, tokenizer = load_student(Path(str(fixed)), self.config.student.dtype, student.device)
+        if tokenizer.get_vocab() != self.data.tokenizer.get_vocab():
+            raise ValueError(f"negatives.fixed: {fixed!r} has another vocabulary")
+        return sampler
+
+    def _examples(self, iteration: int) -> list[Example]:
+        return [self.data.examples[index] for index in self.schedule.visited(iteration)]
+
+    def batches(self, iteration: int) -> list[list[int]]:
+        """The generation batches of an iteration: indices of its samples, question by question."""
+        samples = self.config.negatives.num_samples
+        lengths = [len(example.explain_ids) for example in self._examples(iteration) for _ in range(samples)]
+        return length_sorted_batches(lengths, self.config.negatives.batch_size)
+
+    def make(
+        self, iteration: int, batches: Sequence[list[int]], on_progress: Callable[[int], None] | None = None
+    ) -> list[list[Generated]]:
+        """Write the sequences of some of the iteration's batches. `on_progress` is told how many are done."""
+        settings = self.config.negatives
+        if settings.source != "fixed":
+            wanted = snapshot_for(iteration, settings.gap)
+            if wanted != self._loaded:
+                set_weights(self._sampler.model, self.snapshot(wanted))
+                self._loaded = wanted
+        requests = [
+            (example, index) for example in self._examples(iteration) for index in range(settings.num_samples)
+        ]
+        return generate_batches(
+            self._sampler,
+            [example.explain_ids for example, _ in requests],
+            batches,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_k=settings.top_k,
+            stream=lambda row: generator(
+                self.config.seed, "negative", iteration, requests[row][0].question_id, requests[row][1]
+            ),
+            on_progress=on_progress,
+        )
+
+    def negatives(self, iteration: int, made: Sequence[list[Generated]]) -> dict[int, list[Negative]]:
+        """The negatives of each visited example, from all batches. Empty samples are dropped."""
+        visited = self.schedule.visited(iteration)
+        sequences = in_order(self.batches(iteration), made)
+        texts = self.data.tokenizer.batch_decode([one.ids for one in sequences], skip_special_tokens=True)
+        eos = eos_of(self.data.tokenizer)
+        negatives: dict[int, list[Negative]] = {index: [] for index in visited}
+        for position, (one, text) in enumerate(zip(sequences, texts, strict=True)):
+            if one.ids and text.strip():
+                target = one.ids if one.truncated else [*one.ids, eos]
+                owner = visited[position // self.config.negatives.num_samples]
+                negatives[owner].append(Negative(target, text.strip(), one.truncated))
+        return negatives

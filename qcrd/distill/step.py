@@ -1,24 +1,47 @@
 """One optimisation step's loss: the paper's idea in one file (method.md section 5).
 
-A question is encoded once for all of its rationales. Every candidate is scored on that encoding without gradient and
-with the decoder's dropout off; the score decides which positive is taken and which hinges are active. Only those
-candidates go through the decoder with gradient: the others' gradient is exactly zero. Knows nothing about optimizers,
-snapshots, files or Ray.
+A question is encoded once for its label and all of its rationales. Every candidate is scored on that encoding without
+gradient and with the decoder's dropout off; the score decides which positive is taken and which hinges are active.
+Only those candidates and the labels then go through the decoder, in one pass with gradient: the others' gradient is
+exactly zero. The loss is linear in each sequence's l(r), so what a pass needs is one weight a sequence. Knows nothing
+about optimizers, snapshots, files or Ray.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from qcrd.config import LossConfig
-from qcrd.distill.generation import length_sorted_batches
-from qcrd.distill.losses import CandidateWeights, candidate_weights, contrastive_loss, sequence_nll, token_mean_nll
+from qcrd.distill.batching import Ids
+from qcrd.distill.losses import (
+    CandidateWeights,
+    candidate_weights,
+    contrastive_coefficients,
+    contrastive_loss,
+    token_mean_weights,
+)
 from qcrd.distill.student import Student
 
-Ids = Sequence[int]
+Metrics = dict[str, torch.Tensor]
+SELECTED = "selected_positive"
+"""Metric that counts how often each positive was selected, (most positives,); all others are single numbers."""
+
+
+@dataclass(frozen=True)
+class BatchTotals:
+    """Counts over the global batch, by which every mean is taken, however the batch is split."""
+
+    questions: int
+    label_tokens: int
+    rationale_tokens: int
+    positives: int
+    negatives: int
+    with_both: int
+    """Questions that have a positive and a negative."""
+    most_positives: int
 
 
 @dataclass(frozen=True)
@@ -26,7 +49,8 @@ class QuestionBatch:
     """The questions of one step: token ids a question, and for QCRD its candidates with their quality scores.
 
     `positives[n][m]` are targets with score `quality_positives[n][m]` (s+, 1 without a judge); likewise negatives
-    (s-, 0 without a judge). `draws` are two uniforms a question for the scheme `sampling`.
+    (s-, 0 without a judge). `draws` are two uniforms a question for the scheme `sampling`. A part of a batch has the
+    totals of the whole.
     """
 
     predict_ids: Sequence[Ids]
@@ -38,42 +62,65 @@ class QuestionBatch:
     quality_positives: Sequence[Sequence[float]] = field(default_factory=list)
     quality_negatives: Sequence[Sequence[float]] = field(default_factory=list)
     draws: Sequence[tuple[float, float]] = field(default_factory=list)
+    totals_of_whole: BatchTotals | None = None
+
+    @property
+    def totals(self) -> BatchTotals:
+        if self.totals_of_whole is not None:
+            return self.totals_of_whole
+        return BatchTotals(
+            questions=len(self.predict_ids),
+            label_tokens=sum(map(len, self.label_ids)),
+            rationale_tokens=sum(map(len, self.rationale_ids)),
+            positives=sum(map(len, self.positives)),
+            negatives=sum(map(len, self.negatives)),
+            with_both=sum(bool(p and n) for p, n in zip(self.positives, self.negatives, strict=True)),
+            most_positives=max(map(len, self.positives), default=0),
+        )
+
+    def part(self, start: int, stop: int) -> QuestionBatch:
+        """Questions `start:stop` of this batch."""
+        rows = {name: value[start:stop] for name, value in vars(self).items() if name != "totals_of_whole"}
+        return replace(self, **rows, totals_of_whole=self.totals)
 
 
-Metrics = dict[str, torch.Tensor]
+def _weighted_sum(
+    student: Student, inputs: Sequence[Ids], targets: Sequence[Ids], weights_R: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if not targets:
+        return student.weighted_nll(None, [], [], weights_R)
+    return student.weighted_nll(student.encode(inputs), range(len(inputs)), targets, weights_R)
 
 
-def label_loss(student: Student, batch: QuestionBatch) -> torch.Tensor:
-    """L_pred: token mean over the labels of the batch. A question without a label counts nothing."""
-    rows = [n for n, ids in enumerate(batch.label_ids) if ids]
-    return _token_mean(student, [batch.predict_ids[n] for n in rows], [batch.label_ids[n] for n in rows])
-
-
-def first_rationale_loss(student: Student, batch: QuestionBatch) -> torch.Tensor:
-    """DSS's rationale loss: token mean over the first sample's rationales of the batch."""
-    rows = [n for n, ids in enumerate(batch.rationale_ids) if ids]
-    return _token_mean(student, [batch.explain_ids[n] for n in rows], [batch.rationale_ids[n] for n in rows])
-
-
-def _token_mean(student: Student, inputs: Sequence[Ids], targets: Sequence[Ids]) -> torch.Tensor:
-    if not inputs:
-        return torch.zeros((), device=student.device)
-    ids, mask = student.inputs(inputs)
-    logits = student.decode(student.encode(ids, mask), mask, student.targets(targets))
-    return token_mean_nll(logits, student.targets(targets), sum(len(row) for row in targets))
+def _token_weights(student: Student, targets: Sequence[Ids], num_tokens: int) -> torch.Tensor:
+    lengths = torch.tensor([len(row) for row in targets], dtype=student.model.dtype, device=student.device)
+    return token_mean_weights(lengths, num_tokens)
 
 
 def finetune_step(student: Student, batch: QuestionBatch) -> tuple[torch.Tensor, Metrics]:
-    """L_pred alone."""
-    loss = label_loss(student, batch)
+    """L_pred alone: token mean over the labels. A question without a label counts nothing."""
+    rows = [n for n, ids in enumerate(batch.label_ids) if ids]
+    targets = [batch.label_ids[n] for n in rows]
+    weights = _token_weights(student, targets, batch.totals.label_tokens)
+    loss, _ = _weighted_sum(student, [batch.predict_ids[n] for n in rows], targets, weights)
     return loss, {"label_loss": loss.detach()}
 
 
 def dss_step(student: Student, batch: QuestionBatch, loss_config: LossConfig) -> tuple[torch.Tensor, Metrics]:
-    """Distilling step by step: a1 * L_pred + a2 * CE of the first sample's rationale."""
-    label, rationale = label_loss(student, batch), first_rationale_loss(student, batch)
-    total = loss_config.label_weight * label + loss_config.rationale_weight * rationale
-    return total, {"label_loss": label.detach(), "rationale_loss": rationale.detach()}
+    """Distilling step by step: a1 * L_pred + a2 * CE of the first sample's rationale, token means both."""
+    labelled = [n for n, ids in enumerate(batch.label_ids) if ids]
+    explained = [n for n, ids in enumerate(batch.rationale_ids) if ids]
+    labels, rationales = [batch.label_ids[n] for n in labelled], [batch.rationale_ids[n] for n in explained]
+    weights_label = _token_weights(student, labels, batch.totals.label_tokens)
+    weights_rationale = _token_weights(student, rationales, batch.totals.rationale_tokens)
+    weights = torch.cat([loss_config.label_weight * weights_label, loss_config.rationale_weight * weights_rationale])
+    inputs = [batch.predict_ids[n] for n in labelled] + [batch.explain_ids[n] for n in explained]
+    loss, nll = _weighted_sum(student, inputs, labels + rationales, weights)
+    metrics = {
+        "label_loss": (weights_label * nll[: len(labels)]).sum(),
+        "rationale_loss": (weights_rationale * nll[len(labels) :]).sum(),
+    }
+    return loss, metrics
 
 
 @dataclass(frozen=True)
@@ -118,25 +165,6 @@ class Candidates:
         return matrices[0], matrices[1]
 
 
-def candidate_nll(
-    student: Student, states_NSH: torch.Tensor, mask_NS: torch.Tensor, candidates: Candidates, rows: torch.Tensor,
-    batch_size: int,
-) -> torch.Tensor:
-    """l(r) of the given rows, (rows,), on their questions' encoder states, in batches of like lengths."""
-    chosen = rows.tolist()
-    parts, places = [], []
-    for batch in length_sorted_batches([len(candidates.targets[row]) for row in chosen], batch_size):
-        question = candidates.question[rows[batch]]
-        targets = student.targets([candidates.targets[chosen[i]] for i in batch])
-        logits = student.decode(states_NSH[question], mask_NS[question], targets)
-        parts.append(sequence_nll(logits, targets))
-        places.extend(batch)
-    if not parts:
-        return states_NSH.new_zeros(0)
-    nll = torch.cat(parts)
-    return torch.zeros_like(nll).index_put((torch.tensor(places, device=nll.device),), nll)
-
-
 def _matrix(rows: Sequence[Sequence[float]], mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     flat = torch.tensor([value for row in rows for value in row], dtype=dtype, device=mask.device)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_scatter(mask, flat)
@@ -157,37 +185,61 @@ def choose_candidates(
         loss_config.scheme, loss_config.margin, draws[:, 0], draws[:, 1],
     )  # fmt: skip
     both_N = candidates.mask_pos_NM.any(dim=1) & candidates.mask_neg_NK.any(dim=1)
+    totals = batch.totals
+    slots = torch.arange(totals.most_positives, device=nll_R.device)
     metrics = {
-        "hinge_active": ((weights.neg_NK > 0).any(dim=1) & both_N).sum() / both_N.sum().clamp(min=1),
-        "positive_nll": nll_pos.sum() / candidates.mask_pos_NM.sum().clamp(min=1),
-        "negative_nll": nll_neg.sum() / candidates.mask_neg_NK.sum().clamp(min=1),
-        "positive_quality": quality_pos.sum() / candidates.mask_pos_NM.sum().clamp(min=1),
-        "negative_quality": quality_neg.sum() / candidates.mask_neg_NK.sum().clamp(min=1),
-        "selected_positive": weights.selected_pos_N,
+        "hinge_active": ((weights.neg_NK > 0).any(dim=1) & both_N).sum() / max(totals.with_both, 1),
+        "positive_nll": nll_pos.sum() / max(totals.positives, 1),
+        "negative_nll": nll_neg.sum() / max(totals.negatives, 1),
+        "positive_quality": quality_pos.sum() / max(totals.positives, 1),
+        "negative_quality": quality_neg.sum() / max(totals.negatives, 1),
+        SELECTED: (weights.selected_pos_N[:, None] == slots).sum(dim=0),
     }
     return weights, metrics
 
 
-def qcrd_step(
-    student: Student, batch: QuestionBatch, loss_config: LossConfig, scoring_batch_size: int = 16
-) -> tuple[torch.Tensor, Metrics]:
+def qcrd_step(student: Student, batch: QuestionBatch, loss_config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """a1 * L_pred + a2 * L_cl of the questions of one step. L_D has an optimizer of its own (discriminator.py)."""
-    label = label_loss(student, batch)
-    ids, mask = student.inputs(batch.explain_ids)
-    states = student.encode(ids, mask)
+    labelled = [n for n, ids in enumerate(batch.label_ids) if ids]
+    labels = [batch.label_ids[n] for n in labelled]
+    encoded = student.encode([batch.predict_ids[n] for n in labelled] + list(batch.explain_ids))
     candidates = Candidates.of(batch, student.device)
-    everyone = torch.arange(len(candidates.targets), device=student.device)
-    with torch.no_grad(), student.decoder_dropout_off():
-        scored = candidate_nll(student, states.detach(), mask, candidates, everyone, scoring_batch_size)
+    place = [len(labelled) + n for n in candidates.question.tolist()]
+    scored = student.sequence_nll(encoded, place, candidates.targets)
     weights, metrics = choose_candidates(batch, candidates, scored, loss_config)
-    weight_of_row = torch.zeros_like(scored)
-    for side, matrix in ((candidates.is_positive, weights.pos_NM), (~candidates.is_positive, weights.neg_NK)):
-        weight_of_row[side] = matrix[candidates.question[side], candidates.slot[side]]
-    chosen = weight_of_row.nonzero()[:, 0]
-    nll_chosen = candidate_nll(student, states, mask, candidates, chosen, len(chosen) or 1)
-    nll_pos, nll_neg = candidates.as_matrices(nll_chosen, chosen)
-    contrastive = contrastive_loss(
-        nll_pos, nll_neg, weights, loss_config.beta, loss_config.margin, len(batch.explain_ids)
+
+    coefficient_R = torch.zeros_like(scored)
+    sides = contrastive_coefficients(weights, loss_config.beta, batch.totals.questions)
+    for side, matrix in zip((candidates.is_positive, ~candidates.is_positive), sides, strict=True):
+        coefficient_R[side] = matrix[candidates.question[side], candidates.slot[side]]
+    chosen = coefficient_R.nonzero()[:, 0]  # the one place of a step that waits for the device
+    rows = chosen.tolist()
+
+    weights_label = _token_weights(student, labels, batch.totals.label_tokens)
+    loss, nll = student.weighted_nll(
+        encoded,
+        [*range(len(labelled)), *(place[row] for row in rows)],
+        labels + [candidates.targets[row] for row in rows],
+        torch.cat([loss_config.label_weight * weights_label, loss_config.rationale_weight * coefficient_R[chosen]]),
     )
-    total = loss_config.label_weight * label + loss_config.rationale_weight * contrastive
-    return total, {"label_loss": label.detach(), "contrastive_loss": contrastive.detach(), **metrics}
+    label = (weights_label * nll[: len(labels)]).sum()
+    nll_pos, nll_neg = candidates.as_matrices(nll[len(labels) :], chosen)
+    contrastive = contrastive_loss(
+        nll_pos, nll_neg, weights, loss_config.beta, loss_config.margin, batch.totals.questions
+    )
+    value = loss_config.label_weight * label + loss_config.rationale_weight * contrastive
+    return loss + (value - loss.detach()), {"label_loss": label, "contrastive_loss": contrastive, **metrics}
+
+
+def step_loss(
+    student: Student, batch: QuestionBatch, method: str, loss_config: LossConfig
+) -> tuple[torch.Tensor, Metrics]:
+    """A batch's loss with gradient, and its metrics, by method.
+
+    Of a part of a batch both are its contributions: summed over the parts they are those of the whole.
+    """
+    if method == "finetune":
+        return finetune_step(student, batch)
+    if method == "dss":
+        return dss_step(student, batch, loss_config)
+    return qcrd_step(student, batch, loss_config)

@@ -1,4 +1,4 @@
-"""The student: any Hugging Face sequence-to-sequence model, behind the three calls that the method needs.
+"""The student: any Hugging Face sequence-to-sequence model, behind the calls that the method needs.
 
 Knows nothing about losses, tasks or Ray. Model weights are read as safetensors only.
 """
@@ -6,9 +6,11 @@ Knows nothing about losses, tasks or Ray. Model weights are read as safetensors 
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -23,10 +25,11 @@ from transformers import (
     T5Config,
     T5ForConditionalGeneration,
 )
-from transformers.modeling_outputs import BaseModelOutput
 
 from qcrd.config import ScratchConfig, StudentConfig
-from qcrd.distill.losses import IGNORED
+from qcrd.distill.batching import Ids
+from qcrd.distill.packed_t5 import PackedT5
+from qcrd.distill.padded_seq2seq import PaddedSeq2Seq
 from qcrd.records import SEPARATOR
 from qcrd.seeding import stable_seed
 
@@ -98,16 +101,23 @@ def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max
     return [[*row[: max_tokens - 1], eos] for row in rows]
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, device: torch.device) -> torch.Tensor:
-    """Right-padded (rows, longest) int64."""
-    width = max((len(row) for row in rows), default=0)
-    data = [[*row, *([value] * (width - len(row)))] for row in rows]
-    return torch.tensor(data, dtype=torch.int64, device=device).view(len(rows), width)
+class Passes(Protocol):
+    """What a student computes: packed_t5.py for T5, padded_seq2seq.py for any other model."""
+
+    def encode(self, rows: Sequence[Ids]) -> Any: ...
+
+    def sequence_nll(self, encoded: Any, question_R: Sequence[int], targets: Sequence[Ids]) -> torch.Tensor: ...
+
+    def weighted_nll(
+        self, encoded: Any, question_R: Sequence[int], targets: Sequence[Ids], weights_R: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...
+
+    def start(self, rows: Sequence[Ids], max_new_tokens: int) -> Any: ...
 
 
 @dataclass
 class Student:
-    """A model with the ids that it needs. B sequences, S input tokens, T target tokens, H width, V vocabulary."""
+    """A model with the ids that it needs. R targets, each of one of the encoded questions."""
 
     model: PreTrainedModel
     pad_id: int
@@ -115,9 +125,19 @@ class Student:
     start_id: int
     dtype: str
 
+    def __post_init__(self) -> None:
+        if isinstance(self.model, T5ForConditionalGeneration):
+            self.passes: Passes = PackedT5(self.model, self.start_id)
+        else:
+            self.passes = PaddedSeq2Seq(self.model, self.pad_id, self.start_id)
+
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    def twin(self) -> Student:
+        """The same model with weights of its own."""
+        return replace(self, model=copy.deepcopy(self.model))
 
     def precision(self) -> contextlib.AbstractContextManager[object]:
         """bf16 is mixed precision: weights and optimizer stay fp32. fp16 is not offered (T5 overflows)."""
@@ -125,22 +145,27 @@ class Student:
             return torch.autocast(self.device.type, dtype=torch.bfloat16)
         return contextlib.nullcontext()
 
-    def encode(self, ids_BS: torch.Tensor, mask_BS: torch.Tensor) -> torch.Tensor:
-        """Encoder states, (B, S, H)."""
+    def encode(self, rows: Sequence[Ids]) -> Any:
+        """Encoder states of some questions, for the two calls below."""
         with self.precision():
-            return self.model.get_encoder()(input_ids=ids_BS, attention_mask=mask_BS).last_hidden_state
+            return self.passes.encode(rows)
 
-    def decode(self, states_BSH: torch.Tensor, mask_BS: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-        """Teacher-forced logits, (B, T, V), of targets that are padded with `IGNORED`."""
-        inputs_BT = targets_BT.new_full(targets_BT.shape, self.start_id)
-        inputs_BT[:, 1:] = targets_BT[:, :-1].masked_fill(targets_BT[:, :-1] == IGNORED, self.pad_id)
+    def sequence_nll(self, encoded: Any, question_R: Sequence[int], targets: Sequence[Ids]) -> torch.Tensor:
+        """l(r) of each target, (R,), in nats a token: without gradient and with the decoder's dropout off."""
+        if not targets:
+            return torch.zeros(0, dtype=self.model.dtype, device=self.device)
+        with self.precision(), self.decoder_dropout_off():
+            return self.passes.sequence_nll(encoded, question_R, targets)
+
+    def weighted_nll(
+        self, encoded: Any, question_R: Sequence[int], targets: Sequence[Ids], weights_R: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(sum of weights * l(r) with gradient, l(r) of each target, (R,), without)."""
+        if not targets:
+            nothing = torch.zeros(0, dtype=self.model.dtype, device=self.device)
+            return nothing.sum().requires_grad_(), nothing
         with self.precision():
-            return self.model(
-                encoder_outputs=BaseModelOutput(last_hidden_state=states_BSH),  # pyright: ignore[reportArgumentType]
-                attention_mask=mask_BS,
-                decoder_input_ids=inputs_BT,
-                use_cache=False,
-            ).logits
+            return self.passes.weighted_nll(encoded, question_R, targets, weights_R)
 
     @contextlib.contextmanager
     def decoder_dropout_off(self) -> Iterator[None]:
@@ -152,16 +177,6 @@ class Student:
             yield
         finally:
             decoder.train(was_training)
-
-    def inputs(self, rows: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Padded ids and mask, (B, S) each, on the model's device."""
-        ids = pad(rows, self.pad_id, self.device)
-        lengths = torch.tensor([len(row) for row in rows], device=self.device)
-        return ids, (torch.arange(ids.shape[1], device=self.device)[None, :] < lengths[:, None]).long()
-
-    def targets(self, rows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Targets padded with `IGNORED`, (B, T), on the model's device."""
-        return pad(rows, IGNORED, self.device)
 
 
 def _model_dropout(name: str, revision: str | None, dropout: float | None) -> dict[str, float]:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,16 +15,20 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.distill.async_negatives import AsyncNegatives
+from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
+from qcrd.distill.durable import whole_or_absent
 from qcrd.distill.judge import pretrain
 from qcrd.distill.loop import Event, Training
-from qcrd.distill.snapshots import SnapshotStore
+from qcrd.distill.results import write_results
+from qcrd.distill.workers import Workers
 from qcrd.tasks import get_task
 
 RESULTS = "results"
@@ -38,12 +41,28 @@ def uses_gpu(config: ExperimentConfig) -> bool:
     return config.resources.device == "cuda"
 
 
-def set_up_torch(config: ExperimentConfig) -> torch.device:
+def check_resources(config: ExperimentConfig) -> None:
+    """Raise `ConfigError` where training and its negatives actors do not fit into the cluster together."""
+    if not (config.uses_student_negatives() and config.negatives.placement == "async"):
+        return
+    resources = config.resources
+    needed = resources.workers + resources.negatives_actors * resources.negatives_cpus
+    if needed > (there := ray.cluster_resources().get("CPU", 0)):
+        raise ConfigError(
+            f"resources.negatives_cpus: {resources.negatives_cpus:g} is not allowed; {resources.workers} training "
+            f"workers and {resources.negatives_actors} negatives actors need {needed:g} CPUs, the cluster has {there:g}"
+        )
+
+
+def set_up_torch(config: ExperimentConfig, workers: int = 1) -> torch.device:
     """Threads and device of a worker. Ray sets one thread a CPU that was asked for; a model stage uses all cores."""
-    torch.set_num_threads(config.resources.threads or len(os.sched_getaffinity(0)))
-    if config.resources.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda")
+    torch.set_num_threads(config.resources.threads or max(1, len(os.sched_getaffinity(0)) // workers))
+    return torch.device("cuda" if uses_cuda(config) else "cpu")
+
+
+def uses_cuda(config: ExperimentConfig) -> bool:
+    """Whether this process computes on a GPU."""
+    return config.resources.device != "cpu" and torch.cuda.is_available()
 
 
 @contextlib.contextmanager
@@ -105,101 +124,72 @@ def pretrain_judge(
     return rows
 
 
-class RayHost:
-    """The loop's surroundings inside a Ray Train worker."""
-
-    def __init__(self, queue: Queue) -> None:
-        self.queue = queue
-
-    @contextlib.contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is None:
-            yield None
-            return
-        with checkpoint.as_directory() as folder:
-            yield Path(folder)
-
-    def save(self, iteration: int, write: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory(prefix="qcrd-checkpoint-") as folder:
-            write(Path(folder))
-            ray.train.report(
-                {"iteration": iteration},
-                checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=f"iteration-{iteration:05d}",
-            )
-
-    def save_results(self, training: Training) -> None:
-        """A last checkpoint that also holds the run's results, unless the newest one does already.
-
-        Ray deletes a checkpoint that is reported again under its name when it makes room for the new one.
-        """
-        with self.latest() as newest:
-            if newest is not None and (newest / RESULTS).is_dir():
-                return
-        with tempfile.TemporaryDirectory(prefix="qcrd-results-") as folder:
-            training.write_checkpoint(Path(folder))
-            (Path(folder) / RESULTS).mkdir()
-            training.write_results(Path(folder) / RESULTS)
-            ray.train.report(
-                {"iteration": training.progress.iteration},
-                checkpoint=Checkpoint.from_directory(folder),
-                checkpoint_dir_name=RESULTS,
-            )
-
-    def emit(self, event: Event) -> None:
-        self.queue.put(event)
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    """What each Ray Train worker runs."""
+def _worker(settings: dict[str, Any]) -> str | None:
+    """What each Ray Train worker runs. Returns what is wrong where starting again would not help."""
     config = ExperimentConfig.model_validate(settings["config"])
-    set_up_torch(config)
-    device = ray.train.torch.get_device() if torch.cuda.is_available() else torch.device("cpu")
-    host = RayHost(settings["queue"])
+    set_up_torch(config, config.resources.workers)
+    device = ray.train.torch.get_device() if uses_cuda(config) else torch.device("cpu")
+    folder, queue, workers = Path(settings["folder"]), settings["queue"], Workers()
+    if (folder / RESULTS).is_dir():
+        return None
     data = load_training_data(config, {name: Path(path) for name, path in settings["inputs"].items()})
-    training = Training(
-        config, data, get_task(config.task.name), SnapshotStore(Path(settings["snapshots"])),
-        settings["fingerprint"], host, device,
-    )  # fmt: skip
-    training.run()
-    host.save_results(training)
+    store = CheckpointStore(folder, settings["identity"], config.checkpoint.keep, config.negatives.gap)
+    elsewhere = None
+    if config.uses_student_negatives() and config.negatives.placement == "async" and workers.rank == 0:
+
+        def on_wait(iteration: int, seconds: float) -> None:
+            step = (iteration - 1) * training.schedule.iteration_steps
+            queue.put({"kind": "metrics", "rows": [{"step": step, "time/negatives_wait": seconds}]})
+
+        elsewhere = AsyncNegatives(config, settings["inputs"], store.snapshot_path(0).parent, device, on_wait)
+    task = get_task(config.task.name)
+    try:
+        training = Training(config, data, task, store, device, queue.put, workers, elsewhere)
+        training.run()
+    except (FloatingPointError, ValueError) as error:
+        return str(error)
+    if workers.rank == 0:
+        with whole_or_absent(folder / RESULTS) as temporary:
+            temporary.mkdir()
+            write_results(training, temporary)
+    return None
 
 
 def train(
-    config: ExperimentConfig, inputs: Mapping[str, Path], storage: Path, fingerprint: str, out: Path,
-    on_event: Callable[[Event], None],
-) -> None:
+    config: ExperimentConfig, inputs: Mapping[str, Path], storage: Path, fingerprint: str,
+    identity: Mapping[str, Any], out: Path, on_event: Callable[[Event], None],
+) -> None:  # fmt: skip
     """Train under Ray Train and write the results into `out`.
 
-    The run's name is the fingerprint, so a second call with the same settings goes on from the last checkpoint under
-    `storage`, and one with other settings cannot.
+    The run's folder under `storage` is named by the fingerprint: a second call with the same settings goes on from
+    the newest checkpoint there, and one with other settings cannot. Ray starts workers that died again, and they do
+    the same. Raises `RuntimeError` for what a new start would not mend: a loss that is not finite, a checkpoint of
+    another training.
     """
     name = f"train-{fingerprint}"
+    check_resources(config)
     with event_queue(on_event) as queue:
         settings = {
             "config": config.model_dump(),
             "inputs": {stage: str(path) for stage, path in inputs.items()},
-            "snapshots": str(storage / name / "snapshots"),
-            "fingerprint": fingerprint,
+            "folder": str(storage / name),
+            "identity": dict(identity),
             "queue": queue,
         }
         trainer = TorchTrainer(
             _worker,
             train_loop_config=settings,
-            scaling_config=ScalingConfig(num_workers=1, use_gpu=uses_gpu(config), resources_per_worker=None),
+            scaling_config=ScalingConfig(num_workers=config.resources.workers, use_gpu=uses_gpu(config)),
             run_config=RunConfig(
                 name=name,
                 storage_path=str(storage),
                 failure_config=FailureConfig(max_failures=config.resources.max_failures, controller_failure_limit=3),
-                checkpoint_config=CheckpointConfig(num_to_keep=config.checkpoint.keep),
             ),
         )
-        result = trainer.fit()
-    if result.checkpoint is None:
-        raise RuntimeError(f"{storage / name}: training ended without a checkpoint")
-    with result.checkpoint.as_directory() as folder:
-        results = Path(folder) / RESULTS
-        if not results.is_dir():
-            raise RuntimeError(f"{folder}: the last checkpoint holds no results")
-        shutil.copytree(results, out, dirs_exist_ok=True)
+        wrong = trainer.fit().return_value
+    if wrong is not None:
+        raise RuntimeError(wrong)
+    results = storage / name / RESULTS
+    if not results.is_dir():
+        raise RuntimeError(f"{results}: not there after training; is the folder shared with the training workers?")
+    shutil.copytree(results, out, dirs_exist_ok=True)

@@ -58,7 +58,7 @@ def explain(
         student, encode_inputs(tokenizer, texts, config.student.max_input_tokens),
         max_new_tokens=max_new_tokens, batch_size=config.evaluation.batch_size,
         temperature=temperature, top_k=config.negatives.top_k,
-        streams=[generator(config.seed, "explain", f"{temperature:g}", question.id) for question in questions],
+        stream=lambda row: generator(config.seed, "explain", f"{temperature:g}", questions[row].id),
     )  # fmt: skip
     rationales = [text.strip() for text in tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)]
     scores: Sequence[float | None] = [None] * len(questions)

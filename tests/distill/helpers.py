@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from unittest.mock import patch
+
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, PreTrainedTokenizerFast
+from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from qcrd.config import ScratchConfig, StudentConfig
-from qcrd.distill.student import Student, build_student, train_tokenizer
+from qcrd.distill.student import Student, as_student, build_student, train_tokenizer
 
 TEXTS = [
     "predict: explain: Tom has 8 apples and buys 3 more. How many apples does he have?",
@@ -28,3 +33,26 @@ def tiny_config(dtype: str = "float64", dropout: float = 0.0) -> StudentConfig:
 
 def tiny_student(dtype: str = "float64", dropout: float = 0.0, seed: int = 0) -> Student:
     return build_student(tiny_config(dtype, dropout), tiny_tokenizer(), seed, torch.device("cpu"))
+
+
+def bert_pair(dtype: str = "float64") -> Student:
+    """An encoder-decoder of two small BERTs, dropout off."""
+    torch.manual_seed(0)
+    bert = BertConfig(
+        vocab_size=len(tiny_tokenizer()), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=16, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert))
+    model.config.decoder_start_token_id, model.config.pad_token_id = 2, 0
+    return as_student(model, tiny_tokenizer(), dtype, torch.device("cpu"))
+
+
+@contextlib.contextmanager
+def exact_norms() -> Iterator[None]:
+    """transformers' T5 with norms in the dtype of its weights: it takes them in fp32 even in float64."""
+
+    def forward(self: T5LayerNorm, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    with patch.object(T5LayerNorm, "forward", forward):
+        yield

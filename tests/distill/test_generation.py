@@ -1,14 +1,16 @@
 """Sampling: each sequence is its own, whatever batch it is in; draws by inverse CDF by hand."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
-from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel
 
-from qcrd.distill.generation import draw_tokens, generate, length_sorted_batches
-from qcrd.distill.student import Student, as_student, encode_inputs
+from qcrd.distill.batching import length_sorted_batches, padded_inputs, token_batches
+from qcrd.distill.generation import draw_tokens, generate
+from qcrd.distill.student import Student, encode_inputs
 from qcrd.seeding import generator
-from tests.distill.helpers import TEXTS, tiny_student, tiny_tokenizer
+from tests.distill.helpers import TEXTS, bert_pair, tiny_student, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
 
@@ -19,15 +21,15 @@ def rows(count: int) -> list[list[int]]:
     return encode_inputs(TOKENIZER, [" ".join(stream.choice(words, 4 + i % 9)) for i in range(count)], 99)
 
 
-def streams(count: int) -> list[np.random.Generator]:
-    return [generator(0, "negative", 1, f"q{i}", 0) for i in range(count)]
+def stream(row: int) -> np.random.Generator:
+    return generator(0, "negative", 1, f"q{row}", 0)
 
 
 def test_batch_sizes_8_32_and_128_write_the_same_512_texts_in_fp32():
     student, inputs = tiny_student("float32"), rows(512)
     texts = [
         generate(
-            student, inputs, max_new_tokens=8, batch_size=size, temperature=1.5, top_k=50, streams=streams(512)
+            student, inputs, max_new_tokens=8, batch_size=size, temperature=1.5, top_k=50, stream=stream
         )
         for size in (8, 32, 128)
     ]
@@ -38,8 +40,8 @@ def test_batch_sizes_8_32_and_128_write_the_same_512_texts_in_fp32():
 def test_order_and_company_do_not_matter():
     student, inputs = tiny_student("float32"), rows(20)
     options = {"max_new_tokens": 12, "batch_size": 8, "temperature": 1.5, "top_k": 50}
-    together = generate(student, inputs, streams=streams(20), **options)
-    alone = generate(student, inputs[7:8], streams=streams(20)[7:8], **options)
+    together = generate(student, inputs, stream=stream, **options)
+    alone = generate(student, inputs[7:8], stream=lambda row: stream(7), **options)
     assert together[7] == alone[0]
 
 
@@ -62,36 +64,25 @@ def test_draws_have_the_models_frequencies():
 def test_greedy_equals_transformers_generate():
     student, inputs = tiny_student("float32"), rows(6)
     made = generate(student, inputs, max_new_tokens=10, batch_size=4)
-    ids, mask = student.inputs(inputs)
+    ids, mask = padded_inputs(inputs, student.pad_id, student.device)
     theirs = student.model.eval().generate(input_ids=ids, attention_mask=mask, max_new_tokens=10, do_sample=False)
     for one, row in zip(made, theirs.tolist(), strict=True):
         assert row[1 : 1 + len(one.ids)] == one.ids
 
 
-def bert_pair() -> Student:
-    torch.manual_seed(0)
-    bert = BertConfig(
-        vocab_size=len(TOKENIZER), hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
-    )
-    model = EncoderDecoderModel(EncoderDecoderConfig.from_encoder_decoder_configs(bert, bert))
-    model.config.decoder_start_token_id = 0
-    return as_student(model, TOKENIZER, "float64", torch.device("cpu"))
-
-
-def test_an_encoder_pair_generates_what_teacher_forcing_predicts():
-    student, inputs = bert_pair(), rows(5)
-    made = generate(student, inputs, max_new_tokens=8, batch_size=5)
+@pytest.mark.parametrize("make", [bert_pair, tiny_student])
+def test_greedy_writes_what_teacher_forcing_finds_most_likely(make: Callable[[], Student]):
+    student, inputs = make(), rows(5)
     student.model.eval()
+    made = generate(student, inputs, max_new_tokens=8, batch_size=5)
     for row, one in zip(inputs, made, strict=True):
-        ids, mask = student.inputs([row])
-        target = student.targets([one.ids])
-        logits = student.decode(student.encode(ids, mask), mask, target)
+        logits = student.model(input_ids=torch.tensor([row]), labels=torch.tensor([one.ids])).logits
         assert logits.argmax(-1)[0].tolist() == one.ids
 
 
 def test_a_sequence_that_is_cut_is_marked():
     student, inputs = tiny_student("float32"), rows(64)
-    made = generate(student, inputs, max_new_tokens=5, batch_size=64, temperature=1.5, streams=streams(64))
+    made = generate(student, inputs, max_new_tokens=5, batch_size=64, temperature=1.5, stream=stream)
     assert all(one.truncated == (len(one.ids) == 5) for one in made)
     assert student.model.training  # generation leaves the mode as it was
 
@@ -103,3 +94,8 @@ def test_sampling_without_streams_is_refused():
 
 def test_batches_hold_like_lengths():
     assert length_sorted_batches([3, 9, 5, 9], 2) == [[1, 3], [2, 0]]
+
+
+def test_token_batches_are_bounded_and_hold_every_row():
+    assert token_batches([3, 9, 5, 1], 9) == [[1], [2, 0, 3]]
+    assert token_batches([20], 9) == [[0]]

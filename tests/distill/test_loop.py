@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +10,11 @@ import pytest
 import torch
 
 from qcrd.config import ExperimentConfig, with_overrides
+from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import build_discriminator, save_discriminator
 from qcrd.distill.loop import Training
-from qcrd.distill.snapshots import SnapshotStore
+from qcrd.distill.results import write_results
 from qcrd.distill.student import encode_inputs, encode_targets, load_student, train_tokenizer
 from qcrd.rationales.consistency import judge_question
 from qcrd.rationales.training_set import build_examples
@@ -79,36 +77,28 @@ class Killed(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
-class FolderHost:
-    """A host that keeps checkpoints in a folder and can die in the middle of saving one."""
+class DyingStore(CheckpointStore):
+    """A store whose process dies when it is about to save an iteration."""
 
-    def __init__(self, folder: Path, die_at: int | None = None) -> None:
-        self.folder, self.die_at = folder, die_at
-        self.events: list[dict[str, Any]] = []
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, folder: Path, identity: dict[str, Any], die_at: int | None = None) -> None:
+        super().__init__(folder, identity, keep=1, gap=2)
+        self.die_at = die_at
 
-    @contextlib.contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        found = sorted(self.folder.glob("checkpoint-*"))
-        yield found[-1] if found else None
-
-    def save(self, iteration: int, write: Callable[[Path], None]) -> None:
+    def save(self, iteration: int, *rest: Any) -> None:
         if iteration == self.die_at:
             raise Killed
-        target = self.folder / f"checkpoint-{iteration:03d}"
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir()
-        write(target)
+        super().save(iteration, *rest)
 
-    def emit(self, event: dict[str, Any]) -> None:
-        self.events.append(event)
+
+def training_of(
+    config: ExperimentConfig, data: TrainingData, folder: Path, die_at: int | None = None, mark: str = "mark"
+) -> Training:
+    store = DyingStore(folder, {"settings": {"mark": mark}}, die_at)
+    return Training(config, data, get_task("arithmetic"), store, torch.device("cpu"), lambda event: None)
 
 
 def train(config: ExperimentConfig, data: TrainingData, folder: Path, die_at: int | None = None) -> Training:
-    host = FolderHost(folder / "checkpoints", die_at)
-    snapshots = SnapshotStore(folder / "snapshots")
-    task, cpu = get_task("arithmetic"), torch.device("cpu")
-    training = Training(config, data, task, snapshots, "mark", host, cpu)
+    training = training_of(config, data, folder, die_at)
     training.run()
     return training
 
@@ -150,40 +140,33 @@ def test_all_of_qcrd_takes_part(whole: tuple[Training, Path]):
     assert [row["judge/weight"] for row in iterations[:3]] == pytest.approx([0.5, 0.45, 0.405])
     steps = [row for row in training.rows if "train/loss" in row]
     assert steps[-1]["train/hinge_active"] > 0.5  # margin 9: all but a few samples of a random student
-    assert steps[-1]["train/label_loss"] < steps[0]["train/label_loss"]
+    losses = [row["train/label_loss"] for row in steps]
+    assert sum(losses[-4:]) < sum(losses[:4])
     assert steps[0]["train/learning_rate"] == pytest.approx(1e-3 * (1 + 14 / 15) / 2)
 
 
 def test_iteration_t_samples_from_snapshot_t_minus_j(data: TrainingData, tmp_path: Path):
-    training = train(config_of(), data, tmp_path)
-    visited = training.schedule.visited(5)
-    made = training._negatives(5, visited)
-    training.snapshots.load_into(3, training.student.model)
-    sampler = training.sampler
-    assert sampler is not None
-    for ours, theirs in zip(
-        sampler.model.state_dict().values(), training.student.model.state_dict().values(), strict=True
-    ):
-        assert torch.equal(ours, theirs)
-    assert set(made) == set(visited)
+    training = training_of(config_of(), data, tmp_path, die_at=5)
+    with pytest.raises(Killed):
+        training.run()
+    maker = training.maker
+    assert maker is not None
+    made = maker.negatives(5, maker.make(5, maker.batches(5)))
+    for name, weight in training.store.snapshot(3).items():
+        assert torch.equal(maker._sampler.model.state_dict()[name], weight)
+    assert list(made) == training.schedule.visited(5)
 
 
 def test_old_snapshots_go_and_needed_ones_stay(whole: tuple[Training, Path]):
     training, folder = whole
     kept = {int(path.stem.split("-")[1]) for path in (folder / "snapshots").glob("*.safetensors")}
-    assert {0, 4, 5, training.progress.best_iteration} <= kept
-    assert kept == training._needed_snapshots()
+    best = training.progress.best_iteration
+    assert {0, 4, 5, best} <= kept <= {0, 4, 5, best, best - 1}
 
 
 def test_a_checkpoint_of_other_settings_is_refused(data: TrainingData, whole: tuple[Training, Path]):
-    folder = whole[1]
-    host = FolderHost(folder / "checkpoints")
-    other = Training(
-        config_of(), data, get_task("arithmetic"), SnapshotStore(folder / "snapshots"), "other", host,
-        torch.device("cpu"),
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="checkpoint of training mark, this is other"):
-        other.run()
+    with pytest.raises(ValueError, match=r'settings\.mark "mark" there, "other" here'):
+        training_of(config_of(), data, whole[1], mark="other").run()
 
 
 @pytest.mark.parametrize(
@@ -212,7 +195,7 @@ def test_results_are_model_folders_that_load(data: TrainingData, tmp_path: Path)
     training = train(config_of(), data, tmp_path)
     (tmp_path / "results").mkdir()
     last = {name: value.clone() for name, value in training.student.model.state_dict().items()}
-    training.write_results(tmp_path / "results")
+    write_results(training, tmp_path / "results")
     student, tokenizer = load_student(tmp_path / "results" / "last", "float32", torch.device("cpu"))
     assert all(torch.equal(value, last[name]) for name, value in student.model.state_dict().items())
     assert tokenizer.get_vocab() == data.tokenizer.get_vocab()
@@ -221,6 +204,25 @@ def test_results_are_model_folders_that_load(data: TrainingData, tmp_path: Path)
     assert rows == training.rows
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(data: TrainingData, tmp_path: Path):
-    with pytest.raises(FloatingPointError, match="loss nan"):
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_batch(data: TrainingData, tmp_path: Path):
+    with pytest.raises(FloatingPointError, match=r"step 2: loss .*norm nan.*not-finite-step-000002.json"):
         train(config_of(**{"train.learning_rate": "1e30"}), data, tmp_path)
+    kept = json.loads((tmp_path / "not-finite-step-000002.json").read_text())
+    assert len(kept["question_ids"]) == 4 == len(kept["positives"]) and kept["metrics"]["grad_norm"] == "nan"
+
+
+def test_micro_batches_change_nothing(data: TrainingData, tmp_path: Path):
+    changes = {"student.dtype": "float64", "student.dropout": "0"}
+    rows = [
+        train(config_of(**changes, **{"train.micro_batch_size": size}), data, tmp_path / size).rows
+        for size in ("4", "2", "1")
+    ]
+    assert_same_rows(rows[0], rows[1], 1e-9)
+    assert_same_rows(rows[0], rows[2], 1e-9)
+
+
+def assert_same_rows(ours: list[dict[str, Any]], theirs: list[dict[str, Any]], tolerance: float) -> None:
+    assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+    for left, right in zip(ours, theirs, strict=True):
+        for name, value in left.items():
+            assert value == pytest.approx(right[name], rel=tolerance, abs=tolerance), (left["step"], name)

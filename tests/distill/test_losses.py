@@ -8,10 +8,11 @@ import torch
 from qcrd.distill.losses import (
     IGNORED,
     candidate_weights,
+    contrastive_coefficients,
     contrastive_loss,
     discriminator_loss,
     sequence_nll,
-    token_mean_nll,
+    token_mean_weights,
 )
 
 LOG2, LOG4 = math.log(2), math.log(4)
@@ -31,10 +32,23 @@ def test_sequence_nll_is_a_mean_per_sequence_without_padding():
     assert sequence_nll(logits, targets).tolist() == pytest.approx([(LOG2 + LOG4) / 2, 3.0])
 
 
-def test_token_mean_nll_divides_by_the_tokens_of_the_global_batch():
-    logits, targets = logits_with_nll([[1.0, 2.0, math.nan], [3.0, 4.0, 5.0]])
-    assert float(token_mean_nll(logits, targets, 5)) == pytest.approx(15 / 5)
-    assert float(token_mean_nll(logits, targets, 10)) == pytest.approx(15 / 10)  # half of a batch on two workers
+def test_token_mean_weights_divide_by_the_tokens_of_the_global_batch():
+    mean_nll, lengths = torch.tensor([1.5, 4.0]), torch.tensor([2.0, 3.0])  # sums 3 and 12
+    assert float((token_mean_weights(lengths, 5) * mean_nll).sum()) == pytest.approx(15 / 5)
+    assert float((token_mean_weights(lengths, 10) * mean_nll).sum()) == pytest.approx(15 / 10)  # half of a batch
+
+
+def test_contrastive_coefficients_are_the_gradient_of_the_contrastive_loss():
+    stream = torch.Generator().manual_seed(0)
+    nll_pos, nll_neg = (torch.rand(3, 2, dtype=torch.float64, generator=stream).requires_grad_() for _ in range(2))
+    everyone, half = torch.ones(3, 2, dtype=torch.bool), torch.full((3, 2), 0.5, dtype=torch.float64)
+    weights = candidate_weights(
+        nll_pos.detach(), everyone, nll_neg.detach(), everyone, half, half, "weighted_mean", 0.6,
+        half[:, 0], half[:, 0],
+    )  # fmt: skip
+    gradients = torch.autograd.grad(contrastive_loss(nll_pos, nll_neg, weights, 0.2, 0.6, 5), (nll_pos, nll_neg))
+    for ours, theirs in zip(contrastive_coefficients(weights, 0.2, 5), gradients, strict=True):
+        assert torch.allclose(ours, theirs, rtol=1e-14) and bool((ours != 0).any())
 
 
 def test_half_precision_logits_are_reduced_in_fp32():

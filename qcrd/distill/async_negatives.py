@@ -1,0 +1,96 @@
+"""Negatives off the critical path: Ray actors write the next iteration's while this one trains.
+
+The batches are those that the training workers would have made, from the same snapshot, so the texts are the same.
+An actor that dies is started again by Ray and does its work again, with the same result. Knows nothing about losses.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from safetensors.torch import load_file
+
+from qcrd.config import ExperimentConfig
+from qcrd.distill.data import load_training_data
+from qcrd.distill.generation import Generated
+from qcrd.distill.loop import schedule_of
+from qcrd.distill.negatives import NegativeMaker
+from qcrd.distill.student import build_student
+
+SNAPSHOT_SECONDS = 600.0
+"""How long an actor waits for a snapshot that the trainer is still writing."""
+
+
+class NegativesActor:
+    """One maker of negatives, in a process of its own: actor number `rank` of `count` takes every count-th batch."""
+
+    def __init__(
+        self, config: dict[str, Any], inputs: Mapping[str, str], snapshots: str, device: str, threads: int, rank: int,
+        count: int,
+    ) -> None:  # fmt: skip
+        torch.set_num_threads(threads)
+        settings = ExperimentConfig.model_validate(config)
+        data = load_training_data(settings, {name: Path(path) for name, path in inputs.items()})
+        self._snapshots, self._rank, self._count = Path(snapshots), rank, count
+        self._maker = NegativeMaker(
+            settings, data, schedule_of(settings, len(data.examples)), self._snapshot,
+            lambda: build_student(settings.student, data.tokenizer, settings.seed, torch.device(device)),
+        )  # fmt: skip
+
+    def _snapshot(self, iteration: int) -> dict[str, torch.Tensor]:
+        """A snapshot's weights. Raises `FileNotFoundError` where this node does not get to see it."""
+        path = self._snapshots / f"snapshot-{iteration:05d}.safetensors"
+        deadline = time.monotonic() + SNAPSHOT_SECONDS
+        while not path.is_file():
+            if time.monotonic() > deadline:
+                raise FileNotFoundError(f"{path}: not visible from {ray.util.get_node_ip_address()}; is it shared?")
+            time.sleep(0.1)
+        return load_file(path)
+
+    def make(self, iteration: int) -> list[list[Generated]]:
+        """This actor's share of an iteration's batches."""
+        return self._maker.make(iteration, self._maker.batches(iteration)[self._rank :: self._count])
+
+
+class AsyncNegatives:
+    """The trainer's end: asks the actors for iterations and takes what they wrote."""
+
+    def __init__(
+        self, config: ExperimentConfig, inputs: Mapping[str, str], snapshots: Path, device: torch.device,
+        on_wait: Callable[[int, float], None],
+    ) -> None:  # fmt: skip
+        """`on_wait` is told for how many seconds an iteration's negatives were late."""
+        resources = config.resources
+        share = resources.negatives_gpus if resources.negatives_gpus is not None else 1.0
+        kind: Any = ray.remote(NegativesActor).options(  # pyright: ignore[reportFunctionMemberAccess]
+            num_cpus=resources.negatives_cpus, num_gpus=share if device.type == "cuda" else 0, max_restarts=-1,
+            max_task_retries=-1, scheduling_strategy="DEFAULT",
+        )  # fmt: skip
+        self._on_wait = on_wait
+        self._actors = [
+            kind.remote(
+                config.model_dump(), dict(inputs), str(snapshots), device.type, torch.get_num_threads(), rank,
+                resources.negatives_actors,
+            )
+            for rank in range(resources.negatives_actors)
+        ]  # fmt: skip
+        self._asked: dict[int, list[ray.ObjectRef]] = {}
+
+    def ask(self, iteration: int) -> None:
+        """Have an iteration's negatives made; asking twice is asking once."""
+        if iteration not in self._asked:
+            self._asked[iteration] = [actor.make.remote(iteration) for actor in self._actors]
+
+    def take(self, iteration: int) -> list[list[Generated]]:
+        """All batches of an iteration, in their order; waits until they are there."""
+        self.ask(iteration)
+        started = time.perf_counter()
+        parts = ray.get(self._asked.pop(iteration))
+        self._on_wait(iteration, time.perf_counter() - started)
+        count = len(parts)
+        return [parts[index % count][index // count] for index in range(sum(map(len, parts)))]

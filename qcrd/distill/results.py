@@ -1,0 +1,40 @@
+"""What a finished training leaves: students as model folders, the judge, metric rows and a summary."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from qcrd.config import ExperimentConfig
+from qcrd.distill.data import TrainingData
+from qcrd.distill.discriminator import save_discriminator, set_weights
+from qcrd.distill.loop import Training
+from qcrd.distill.student import Student
+
+
+def write_results(training: Training, folder: Path) -> None:
+    """Write students (initial, best, last), judge, rows and a summary into `folder`. The student's weights change."""
+    progress = training.progress
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training.rows))
+    for name, iteration in (("initial", 0), ("best", progress.best_iteration), ("last", progress.iteration)):
+        set_weights(training.student.model, training.store.snapshot(iteration))
+        save_student(training.config, training.student, training.data, folder / name)
+    if training.judge is not None:
+        save_discriminator(training.judge, folder / "discriminator")
+    summary = {
+        "steps": training.config.train.steps,
+        "iterations": progress.iteration,
+        "best_iteration": progress.best_iteration,
+        "best_validation_accuracy": progress.best_accuracy,
+        "num_parameters": sum(p.numel() for p in training.student.model.parameters()),
+    }
+    (folder / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+
+
+def save_student(config: ExperimentConfig, student: Student, data: TrainingData, folder: Path) -> None:
+    """A model folder that transformers loads, with its tokenizer and `qcrd.json` (prefixes and limits)."""
+    student.model.save_pretrained(folder)
+    data.tokenizer.save_pretrained(folder)
+    fields = {"prefixes", "max_input_tokens", "max_label_tokens", "max_target_tokens"}
+    settings = config.student.model_dump(include=fields)
+    (folder / "qcrd.json").write_text(json.dumps(settings, indent=2) + "\n")
