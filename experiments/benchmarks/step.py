@@ -219,15 +219,7 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
     prepare_batches(bench, negatives, qualities)
     times = measure_steps(bench)
     numbers |= of_judge | measure_contended(bench)
-    counts = counted(bench)
-    seconds = step_seconds(times, numbers)
-    weights, judge = (sum(p.numel() for p in module.parameters()) for module in (bench.student.model, bench.judge))
-    del bench
-    gc.collect()
-    numbers |= {f"{name}_seconds": value for name, value in seconds.items()} | ratios(seconds)
-    memory, memory_table = measure_memory(setting, say)
-    numbers |= memory | measure_scaling(setting, say)
-    numbers |= {"judge_mib": judge * 4 / 2**20, "snapshot_mib": weights * 4 / 2**20, "threads": setting.threads}
+    counts, seconds = counted(bench), step_seconds(times, numbers)
     where = torch.cuda.get_device_name() if setting.device == "cuda" else f"CPU, {setting.threads} threads"
     title = f"T5-{setting.size}, {setting.dtype}, {where}: {data.name}"
     console.print(step_table(title, times, seconds, numbers, counts))
@@ -236,16 +228,23 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
         f"Tokens a negative: {numbers['tokens_per_negative']:.1f}. Medians of {rounds} rounds.[/dim]"
     )
     console.print(parts_table(seconds, numbers, counts))
-    console.print(memory_table)
+    weights, judge = (sum(p.numel() for p in module.parameters()) for module in (bench.student.model, bench.judge))
+    del bench
+    gc.collect()
+    memory, table = measure_memory(setting, say)
+    numbers |= {f"{name}_seconds": value for name, value in seconds.items()} | ratios(seconds) | memory
+    numbers |= {"judge_mib": judge * 4 / 2**20, "snapshot_mib": weights * 4 / 2**20, "threads": setting.threads}
+    console.print(table)
     console.print(
         f"[dim]Apart from these: the judge {numbers['judge_mib']:.0f} MiB, and each snapshot of the ring "
         f"{numbers['snapshot_mib']:.0f} MiB. What grows holds Adam's state and, in reference and naive, gradients: "
         f"{numbers['weights_mib']:.0f} MiB each, Adam twice.[/dim]"
     )
-    if "scaling_efficiency" in numbers:
+    if scaling := measure_scaling(setting, say):
+        numbers |= scaling
         console.print(
-            f"Workers of one thread each, QCRD with all hinges active: 1 takes {numbers['scaling_seconds_1']:.2f} s a "
-            f"step, 2 take {numbers['scaling_seconds_2']:.2f} s; efficiency {numbers['scaling_efficiency']:.2f}"
+            f"Workers of one thread each, QCRD with all hinges active: 1 takes {scaling['scaling_seconds_1']:.2f} s a "
+            f"step, 2 take {scaling['scaling_seconds_2']:.2f} s; efficiency {scaling['scaling_efficiency']:.2f}"
         )
     return numbers
 
@@ -265,15 +264,14 @@ def main() -> None:
     sizes = ["tiny"] if arguments.quick else ["small", "base"] if arguments.size == "both" else [arguments.size]
     assert set(sizes) <= set(SIZES)
     transformers.logging.set_verbosity_error()
-    console, progress = Console(width=120), Console(stderr=True)
+    console, progress = Console(width=120), Console(stderr=True, log_path=False)
     data = load_data()
     numbers: Numbers = {}
     for size in sizes:
         setting = Setting(size, arguments.device, arguments.dtype, arguments.threads)
         setting.set_threads()
         prefix = "" if size == "small" else f"{size}_"
-        with progress.status("") as status:
-            found = measure_size(setting, data, arguments.batches, console, status.update)
+        found = measure_size(setting, data, arguments.batches, console, progress.log)
         numbers |= {prefix + name: value for name, value in found.items()}
     numbers["benchmark_seconds"] = time.perf_counter() - started
     about = {"data": data.name, "device": arguments.device, "dtype": arguments.dtype, "torch": torch.__version__}

@@ -273,11 +273,11 @@ def measure_contended(bench: Bench) -> Numbers:
     try:
         bench.say("training beside an actor: the actor starts")
         lines.get(timeout=300)
+        bench.say("training beside an actor")
         torch.set_num_threads(half)
         config = bench.loss_configs[50]
         while len(steps) < bench.rounds or not made:
             row = 1 + len(steps) % bench.rounds
-            bench.say(f"training beside an actor: step {len(steps) + 1}")
             steps.append(bench.timed(our_step, bench, row, "qcrd", config[row])[0])
             if child.poll() is not None:
                 raise RuntimeError(f"the actor ended with status {child.returncode}")
