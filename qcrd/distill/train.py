@@ -215,12 +215,9 @@ def train(
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
-    """One line of what Ray says in many: the end of a traceback, or the beginning of an explanation."""
-    first, prefix = error, ""
+    """The last line of what Ray says in many; not of a worker that only lost its peer, where another says why."""
+    failures: dict[int, Exception] = {}
     if isinstance(error, ray.train.WorkerGroupError):
-        rank, first = min(error.worker_failures.items())
-        prefix = f"training worker {rank}: "
-    elif isinstance(error, ray.train.ControllerError):
-        first = error.controller_failure
-    lines = str(first).strip().splitlines()
-    return prefix + (lines[-1] if lines[0].startswith("Traceback") else lines[0])
+        failures = error.worker_failures
+    texts = [f"training worker {rank}: {str(one).splitlines()[-1]}" for rank, one in sorted(failures.items())]
+    return min(texts or [str(error).splitlines()[-1]], key=lambda text: "by peer" in text)
