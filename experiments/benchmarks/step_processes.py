@@ -45,7 +45,7 @@ LEARNING_RATE = 1e-9
 """So small that the weights stay put, and with them what is active."""
 
 ALL_ACTIVE = LossConfig(margin=1e3)
-MEMORY_VARIANTS = ("reference_dss", "dss", "qcrd_m5", "qcrd_m20", "naive_m5")
+MEMORY_VARIANTS = ("reference_dss", "dss", "qcrd_m5", "qcrd_m20")
 
 
 @dataclass(frozen=True)
