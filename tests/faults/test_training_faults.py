@@ -140,7 +140,7 @@ class Kills:
         self.lost: list[tuple[str, int, int]] = []
 
     def random_moment(self) -> None:
-        deadline = time.monotonic() + self.random.uniform(0, 2) * self.iteration
+        deadline = time.monotonic() + self.random.uniform(0, 4) * self.iteration
         self.job.wait_for(lambda: time.monotonic() > deadline)
 
     def driver(self) -> None:
@@ -166,6 +166,7 @@ class Kills:
 
     def checkpoint(self) -> None:
         """The worker in the middle of writing a checkpoint."""
+        self.random_moment()
         while True:
             path, pid = self.job.wait_for(self.job.being_written, pause=0)
             writer = psutil.Process(pid)
@@ -181,6 +182,7 @@ class Kills:
             rows = self.job.rows()
             return bool(rows) and "time/step" in rows[-1] and rows[-1]["step"] % ITERATION_STEPS == 0
 
+        self.random_moment()
         before, seconds = self.evaluation
         while True:
             self.job.wait_for(at_last_step, pause=0.005)
