@@ -175,7 +175,8 @@ def test_what_an_actor_raises_reaches_the_trainer(given: Given, tmp_path: Path):
     [
         ({}, {"CPU": 1.0}, "resources.negatives_cpus: 0.5 .* need 1.5 CPUs, the cluster has 1"),
         (
-            {"resources.workers": "2", "resources.negatives_actors": "3"}, {"CPU": 3.0},
+            {"resources.workers": "2", "resources.negatives_actors": "3"},
+            {"CPU": 3.0},
             "2 training workers and 3 negatives actors need 3.5 CPUs, the cluster has 3",
         ),
         ({}, {"CPU": 8.0, "GPU": 1.0}, "resources.negatives_gpus: 1 .* need 2 GPUs, the cluster has 1"),
