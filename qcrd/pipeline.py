@@ -156,7 +156,9 @@ def _work(config: ExperimentConfig, stage: str) -> str:
         train = config.train
         length = iteration_length(train.iteration_steps, sizes["train"], train.global_batch_size)
         iterations = -(-train.steps // length)
-        return f"{train.steps} steps of {train.global_batch_size} questions in {iterations} iterations of {length}"
+        workers = f" on {config.resources.workers} workers" if config.resources.workers > 1 else ""
+        steps = f"{train.steps} steps of {train.global_batch_size} questions"
+        return f"{steps} in {iterations} iterations of {length}{workers}"
     if stage == "predictions":
         return f"{3 * (sizes['validation'] + sizes['test'])} labels"
     return ""

@@ -44,6 +44,15 @@ def test_overrides_are_read_by_the_fields_type():
         ({"teacher.mode": "batch", "teacher.kind": "vllm"}, "teacher.mode", "'batch'", "only with openai"),
         ({"teacher.samples_per_request": "0"}, "teacher.samples_per_request", "'0'", "'auto'"),
         ({"negatives.source": "fixed"}, "negatives.fixed", "None", "needs a model folder"),
+        ({"resources.workers": "3"}, "train.global_batch_size", "8", "a multiple of resources.workers = 3"),
+        ({"resources.workers": "16"}, "train.global_batch_size", "8", "a multiple of resources.workers = 16"),
+        ({"train.micro_batch_size": "3"}, "train.global_batch_size", "8", "train.micro_batch_size = 1 x 3"),
+        (
+            {"resources.workers": "2", "train.micro_batch_size": "3"}, "train.global_batch_size", "8",
+            "a multiple of resources.workers x train.micro_batch_size = 2 x 3",
+        ),
+        ({"resources.workers": "0"}, "resources.workers", "'0'", "greater than 0"),
+        ({"train.micro_batch_size": "0"}, "train.micro_batch_size", "'0'", "greater than 0"),
     ],
 )
 def test_bad_settings_are_one_line_with_field_value_and_what_is_allowed(
@@ -53,6 +62,11 @@ def test_bad_settings_are_one_line_with_field_value_and_what_is_allowed(
         with_overrides(BASE, changes)
     message = str(caught.value)
     assert message.startswith(f"{field}: ") and value in message and allowed in message and "\n" not in message
+
+
+def test_a_pass_is_never_larger_than_a_workers_share():
+    config = with_overrides(BASE, {"resources.workers": "4", "train.micro_batch_size": "8"})
+    assert config.micro_batch_size() == 2 and BASE.micro_batch_size() == 8
 
 
 def test_configs_are_frozen_and_flat_names_are_dotted():
@@ -73,7 +87,8 @@ def test_defaults_are_the_papers():
 
 NO_IDENTITY: dict[str, Any] = {
     "output": "elsewhere", "task.path": "/data", "teacher.imported.path": "/file", "resources.device": "cpu",
-    "resources.threads": 3, "tracking.enabled": False, "checkpoint.keep": 5, "teacher.mode": "batch",
+    "resources.threads": 3, "resources.workers": 2, "resources.negatives_actors": 2, "train.micro_batch_size": 2,
+    "negatives.placement": "async", "tracking.enabled": False, "checkpoint.keep": 5, "teacher.mode": "batch",
     "teacher.base_url": "http://elsewhere/v1", "teacher.api_key_env": "K", "teacher.api_key_file": "/k",
     "teacher.store": "/s", "teacher.flush_seconds": 1.0, "teacher.concurrency": 7, "teacher.actors": 3,
     "teacher.samples_per_request": 2, "teacher.requests_per_minute": 60, "teacher.tokens_per_minute": 1000,

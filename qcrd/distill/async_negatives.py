@@ -13,10 +13,12 @@ from typing import Any
 
 import ray
 import torch
+from ray.exceptions import RayTaskError
 from safetensors.torch import load_file
 
 from qcrd.config import ExperimentConfig
 from qcrd.distill.data import load_training_data
+from qcrd.distill.discriminator import set_weights
 from qcrd.distill.generation import Generated
 from qcrd.distill.loop import schedule_of
 from qcrd.distill.negatives import NegativeMaker
@@ -24,6 +26,12 @@ from qcrd.distill.student import build_student
 
 SNAPSHOT_SECONDS = 600.0
 """How long an actor waits for a snapshot that the trainer is still writing."""
+
+
+def negatives_gpus(config: ExperimentConfig) -> float:
+    """The GPU share of each actor, where training has GPUs."""
+    share = config.resources.negatives_gpus
+    return 1.0 if share is None else share
 
 
 class NegativesActor:
@@ -38,19 +46,19 @@ class NegativesActor:
         data = load_training_data(settings, {name: Path(path) for name, path in inputs.items()})
         self._snapshots, self._rank, self._count = Path(snapshots), rank, count
         self._maker = NegativeMaker(
-            settings, data, schedule_of(settings, len(data.examples)), self._snapshot,
+            settings, data, schedule_of(settings, len(data.examples)), self._load_snapshot,
             lambda: build_student(settings.student, data.tokenizer, settings.seed, torch.device(device)),
         )  # fmt: skip
 
-    def _snapshot(self, iteration: int) -> dict[str, torch.Tensor]:
-        """A snapshot's weights. Raises `FileNotFoundError` where this node does not get to see it."""
+    def _load_snapshot(self, iteration: int, model: torch.nn.Module) -> None:
+        """Set a model's weights to a snapshot's. Raises `FileNotFoundError` where this node does not get to see it."""
         path = self._snapshots / f"snapshot-{iteration:05d}.safetensors"
         deadline = time.monotonic() + SNAPSHOT_SECONDS
         while not path.is_file():
             if time.monotonic() > deadline:
                 raise FileNotFoundError(f"{path}: not visible from {ray.util.get_node_ip_address()}; is it shared?")
             time.sleep(0.1)
-        return load_file(path)
+        set_weights(model, load_file(path))
 
     def make(self, iteration: int) -> list[list[Generated]]:
         """This actor's share of an iteration's batches."""
@@ -66,10 +74,9 @@ class AsyncNegatives:
     ) -> None:  # fmt: skip
         """`on_wait` is told for how many seconds an iteration's negatives were late."""
         resources = config.resources
-        share = resources.negatives_gpus if resources.negatives_gpus is not None else 1.0
         kind: Any = ray.remote(NegativesActor).options(  # pyright: ignore[reportFunctionMemberAccess]
-            num_cpus=resources.negatives_cpus, num_gpus=share if device.type == "cuda" else 0, max_restarts=-1,
-            max_task_retries=-1, scheduling_strategy="DEFAULT",
+            num_cpus=resources.negatives_cpus, num_gpus=negatives_gpus(config) if device.type == "cuda" else 0,
+            max_restarts=-1, max_task_retries=-1, scheduling_strategy="DEFAULT",
         )  # fmt: skip
         self._on_wait = on_wait
         self._actors = [
@@ -87,10 +94,13 @@ class AsyncNegatives:
             self._asked[iteration] = [actor.make.remote(iteration) for actor in self._actors]
 
     def take(self, iteration: int) -> list[list[Generated]]:
-        """All batches of an iteration, in their order; waits until they are there."""
+        """All batches of an iteration, in their order; waits until they are there. Raises what an actor raised."""
         self.ask(iteration)
         started = time.perf_counter()
-        parts = ray.get(self._asked.pop(iteration))
+        try:
+            parts = ray.get(self._asked.pop(iteration))
+        except RayTaskError as error:
+            raise error.cause from error
         self._on_wait(iteration, time.perf_counter() - started)
         count = len(parts)
         return [parts[index % count][index // count] for index in range(sum(map(len, parts)))]

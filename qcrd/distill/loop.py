@@ -79,7 +79,7 @@ class Training:
         self.student = build_student(config.student, data.tokenizer, config.seed, device)
         self.maker = None
         if config.uses_student_negatives():
-            self.maker = NegativeMaker(config, data, self.schedule, store.snapshot, self.student.twin)
+            self.maker = NegativeMaker(config, data, self.schedule, self._load_snapshot, self.student.twin)
         self.elsewhere = elsewhere
         self.optimizer = FlatAdamW(
             self.student.model, config.train.learning_rate, config.train.weight_decay, config.train.max_grad_norm
@@ -128,6 +128,12 @@ class Training:
             set_weights(self.judge, checkpoint.tensors["discriminator"])
             self.judge_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
         return checkpoint.progress, checkpoint.rows
+
+    def _load_snapshot(self, iteration: int, model: torch.nn.Module) -> None:
+        """Set a model's weights to a snapshot's, on all workers at once; the first one reads it."""
+        if self.workers.rank == 0:
+            set_weights(model, self.store.snapshot(iteration))
+        self.workers.broadcast_(parameter.data for parameter in model.parameters())
 
     def _run_iteration(self, iteration: int) -> None:
         visited = self.schedule.visited(iteration)
@@ -183,7 +189,7 @@ class Training:
         if self.maker is None or not self._has_negatives(iteration):
             return {index: [] for index in visited}
         if self.config.negatives.placement == "async":
-            made = self.workers.from_first(lambda: self.elsewhere.take(iteration))  # pyright: ignore
+            made = self.workers.from_first(lambda: self.elsewhere.take(iteration))  # pyright: ignore[reportOptionalMemberAccess]
         else:
             made = self._negatives_here(iteration, self.maker)
         return self.maker.negatives(iteration, made)

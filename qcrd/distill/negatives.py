@@ -13,12 +13,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
+from torch import nn
 
 from qcrd.config import ExperimentConfig
 from qcrd.distill.batching import length_sorted_batches
 from qcrd.distill.data import TrainingData
-from qcrd.distill.discriminator import set_weights
 from qcrd.distill.generation import Generated, generate_batches, in_order
 from qcrd.distill.schedule import Schedule
 from qcrd.distill.student import Student, eos_of, load_student
@@ -43,15 +42,15 @@ def snapshot_for(iteration: int, gap: int) -> int:
 class NegativeMaker:
     """Makes an iteration's negatives, whole or batch by batch.
 
-    `student` builds a model of the student's shape, once there is something to write; its weights are those of the
-    snapshots that `snapshot` reads, except where `negatives.source` is a fixed model.
+    `student` builds a model of the student's shape, once there is something to write; `load_snapshot` sets its weights
+    to those of a snapshot, except where `negatives.source` is a fixed model.
     """
 
     def __init__(
         self, config: ExperimentConfig, data: TrainingData, schedule: Schedule,
-        snapshot: Callable[[int], dict[str, torch.Tensor]], student: Callable[[], Student],
+        load_snapshot: Callable[[int, nn.Module], None], student: Callable[[], Student],
     ) -> None:  # fmt: skip
-        self.config, self.data, self.schedule, self.snapshot = config, data, schedule, snapshot
+        self.config, self.data, self.schedule, self._load_snapshot = config, data, schedule, load_snapshot
         self._student = student
         self._loaded: int | None = None
 
@@ -83,7 +82,7 @@ class NegativeMaker:
         if settings.source != "fixed":
             wanted = snapshot_for(iteration, settings.gap)
             if wanted != self._loaded:
-                set_weights(self._sampler.model, self.snapshot(wanted))
+                self._load_snapshot(wanted, self._sampler.model)
                 self._loaded = wanted
         requests = [
             (example, index) for example in self._examples(iteration) for index in range(settings.num_samples)

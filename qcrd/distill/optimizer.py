@@ -48,9 +48,12 @@ class FlatAdamW:
         return norm
 
     def state(self) -> dict[str, torch.Tensor]:
-        """The moments, flat, and the number of steps; zeros, no two in one memory, before the first step."""
+        """The moments, flat, and the number of steps; zeros before the first step."""
         kept = self._adamw.state[self.weights]
-        moments = {name: kept.get(name, torch.zeros_like(self.weights.data)) for name in ("exp_avg", "exp_avg_sq")}
+        moments = {
+            name: kept[name] if name in kept else torch.zeros_like(self.weights.data)  # each in memory of its own
+            for name in ("exp_avg", "exp_avg_sq")
+        }
         step = torch.as_tensor(kept.get("step", 0.0), dtype=torch.float32, device=self.weights.device)
         return {**moments, "step": step}
 

@@ -182,7 +182,7 @@ def choose_candidates(
     totals = batch.totals
     slots = torch.arange(totals.most_positives, device=nll_R.device)
     metrics = {
-        "hinge_active": ((weights.neg_NK > 0).any(dim=1) & both_N).sum() / max(totals.with_both, 1),
+        "hinge_active": ((weights.neg_NK > 0).any(dim=1) & both_N).sum().double() / max(totals.with_both, 1),
         "positive_nll": nll_pos.sum() / max(totals.positives, 1),
         "negative_nll": nll_neg.sum() / max(totals.negatives, 1),
         "positive_quality": quality_pos.sum() / max(totals.positives, 1),

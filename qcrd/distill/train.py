@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
 
 from qcrd.config import ConfigError, ExperimentConfig
-from qcrd.distill.async_negatives import AsyncNegatives
+from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
 from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
@@ -46,16 +46,23 @@ def uses_gpu(config: ExperimentConfig) -> bool:
 
 
 def check_resources(config: ExperimentConfig) -> None:
-    """Raise `ConfigError` where training and its negatives actors do not fit into the cluster together."""
+    """Raise `ConfigError` where training and its negatives actors do not fit into the cluster together.
+
+    Training would wait for actors that Ray never starts.
+    """
     if not (config.uses_student_negatives() and config.negatives.placement == "async"):
         return
-    resources = config.resources
-    needed = resources.workers + resources.negatives_actors * resources.negatives_cpus
-    if needed > (there := ray.cluster_resources().get("CPU", 0)):
-        raise ConfigError(
-            f"resources.negatives_cpus: {resources.negatives_cpus:g} is not allowed; {resources.workers} training "
-            f"workers and {resources.negatives_actors} negatives actors need {needed:g} CPUs, the cluster has {there:g}"
-        )
+    resources, there = config.resources, ray.cluster_resources()
+    needs = {"CPU": (1, resources.negatives_cpus)}  # of a training worker and of an actor
+    if uses_gpu(config):  # then Ray Train reserves no CPU for its workers
+        needs = {"CPU": (0, resources.negatives_cpus), "GPU": (1, negatives_gpus(config))}
+    for kind, (worker, actor) in needs.items():
+        needed, has = resources.workers * worker + resources.negatives_actors * actor, there.get(kind, 0)
+        if needed > has:
+            raise ConfigError(
+                f"resources.negatives_{kind.lower()}s: {actor:g} is not allowed; {resources.workers} training workers "
+                f"and {resources.negatives_actors} negatives actors need {needed:g} {kind}s, the cluster has {has:g}"
+            )
 
 
 def set_up_torch(config: ExperimentConfig, workers: int = 1) -> torch.device:

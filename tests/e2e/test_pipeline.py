@@ -17,7 +17,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from qcrd.artifacts import file_digest
+from qcrd.artifacts import digest_of, file_digest
 from qcrd.records import Prediction, Sample, read_rows
 from tests.teacher.loopback import loopback
 
@@ -102,7 +102,7 @@ def test_a_run_killed_in_training_goes_on_and_equals_the_other(whole: tuple[Path
         command(output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path, start_new_session=True
     )
     deadline = time.monotonic() + 200
-    while not list(output.glob("checkpoints/*/iteration-00002/progress.json")):
+    while not list(output.glob("checkpoints/*/checkpoints/iteration-00002/checkpoint.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
     everyone = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
@@ -123,17 +123,36 @@ def test_a_run_killed_in_training_goes_on_and_equals_the_other(whole: tuple[Path
         assert file_digest(only(output / stage) / name) == file_digest(only(whole[0] / stage) / name)
 
 
+def without(output: Path, copy: Path, *stages: str) -> Path:
+    """A copy of a finished output folder in which some stages are still to run."""
+    shutil.copytree(output, copy)
+    for stage in stages:
+        shutil.rmtree(copy / stage)
+    return copy
+
+
 def test_a_run_whose_driver_alone_died_after_training_takes_the_results(whole: tuple[Path, str], tmp_path: Path):
-    output = tmp_path / "runs"
-    shutil.copytree(whole[0], output)
-    for stage in ("student", "predictions", "report"):
-        shutil.rmtree(output / stage)
-    for path in (output / "checkpoints").glob("*/checkpoint_manager_snapshot.json"):
-        assert json.loads(path.read_text())["latest_checkpoint_result"]["checkpoint_dir_name"] == "results"
+    output = without(whole[0], tmp_path / "runs", "student", "predictions", "report")
+    (results,) = output.glob("checkpoints/*/results")
+    written = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
     run(output)
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == written
     assert file_digest(only(output / "student") / "metrics.jsonl") == file_digest(
         only(whole[0] / "student") / "metrics.jsonl"
     )
+
+
+def test_a_checkpoint_of_another_training_is_refused_in_one_line(whole: tuple[Path, str], tmp_path: Path):
+    output = without(whole[0], tmp_path / "runs", "student", "predictions", "report")
+    (training,) = (output / "checkpoints").iterdir()
+    shutil.rmtree(training / "results")
+    for path in training.glob("checkpoints/*/checkpoint.json"):
+        record = json.loads(path.read_text())
+        record["identity"]["settings"]["train"]["learning_rate"] = 0.5
+        path.write_text(json.dumps(record | {"identity_digest": digest_of(record["identity"])}))
+    done = subprocess.run(command(output), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert done.returncode == 1 and "train.learning_rate 0.5 there" in line and "Traceback" not in done.stderr
 
 
 def test_a_real_http_teacher_goes_all_the_way(tmp_path: Path):
