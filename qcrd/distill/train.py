@@ -203,7 +203,7 @@ def train(
         )
         try:
             wrong = trainer.fit().return_value
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             (storage / name / FAILURE).write_text(f"{error}\n")
             raise TrainingFailed(f"{_cause(error)}; all of it is in {storage / name / FAILURE}") from error
         if wrong is not None:
@@ -214,7 +214,7 @@ def train(
     shutil.copytree(results, out, dirs_exist_ok=True)
 
 
-def _cause(error: ray.train.TrainingFailedError) -> str:
+def _cause(error: Exception) -> str:
     """The last line of what Ray says in many; not of a worker that only lost its peer, where another says why."""
     failures: dict[int, Exception] = {}
     if isinstance(error, ray.train.WorkerGroupError):

@@ -22,7 +22,7 @@ from tests.e2e.test_pipeline import TINY, command, only, rows_of
 pytestmark = pytest.mark.faults
 ITERATION_STEPS = 10
 SETTINGS = [
-    *TINY, f"train.iteration_steps={ITERATION_STEPS}", "train.steps=240", "loss.margin=12", "checkpoint.keep=1",
+    *TINY, f"train.iteration_steps={ITERATION_STEPS}", "train.steps=300", "loss.margin=12", "checkpoint.keep=1",
     "task.generator.validation_size=200", "evaluation.batch_size=20", "resources.threads=1",
     "resources.max_failures=30",
 ]  # fmt: skip
@@ -137,10 +137,14 @@ class Kills:
         """`iteration`: seconds of one; `evaluation`: from its last step until evaluation begins, and its seconds."""
         self.job, self.iteration, self.evaluation = job, iteration, evaluation
         self.random = random.Random(seed)
-        self.lost: list[tuple[str, int, int]] = []
+        self.seen: list[tuple[str, int, int, int]] = []
+        """Victim, iteration that was over, that of the newest whole checkpoint, that from which training went on."""
 
     def random_moment(self) -> None:
-        deadline = time.monotonic() + self.random.uniform(0, 4) * self.iteration
+        """Up to four iterations later, anywhere in one."""
+        wanted = self.job.reported() + self.random.randint(0, 3)
+        self.job.wait_for(lambda: self.job.reported() >= wanted)
+        deadline = time.monotonic() + self.random.random() * self.iteration
         self.job.wait_for(lambda: time.monotonic() > deadline)
 
     def driver(self) -> None:
@@ -196,6 +200,8 @@ class Kills:
 
     def actor(self) -> None:
         """The negatives actor at work: it is replaced, and training does not begin again."""
+        self.job.wait_for(lambda: self.job.reported() >= 1)
+        self.random_moment()
         (actor,) = self.job.wait_for(lambda: named("NegativesActor.make") or None, pause=0.005)
         killed, reported = time.time(), self.job.reported()
         kill(actor)
@@ -203,7 +209,7 @@ class Kills:
         assert new.pid != actor.pid
         self.job.wait_for(lambda: self.job.reported() >= reported + 2)
         assert self.job.went_on_from(killed) is None
-        self.lost.append(("actor", 0, 0))
+        self.seen.append(("actor", reported, reported, reported))
 
     def _restart(self, name: str, process: psutil.Process) -> None:
         """Kill a worker, which Ray starts again."""
@@ -222,7 +228,7 @@ class Kills:
         killed, durable, reported = time.time(), self.job.durable(), self.job.reported()
         start()
         went_on = self.job.wait_for(lambda: self.job.went_on_from(killed))
-        self.lost.append((name, reported, went_on))
+        self.seen.append((name, reported, durable, went_on))
         assert went_on >= durable, f"{name}: checkpoint {durable} was whole, training went on from {went_on}"
         assert went_on >= reported - 1, f"{name}: iteration {reported} was over, training went on from {went_on}"
 
@@ -281,8 +287,8 @@ def finish_and_compare(job: Job, kills: Kills, reference: Path) -> None:
     assert job.finish() == 0, job.log.read_text()[-3000:]
     iteration, (_, evaluation) = durations(reference)
     print(f"\niteration {iteration:.2f} s, of which evaluation {evaluation:.2f} s; {job.starts} starts")
-    for name, reported, went_on in kills.lost:
-        print(f"  {name}: iteration {reported} was over, went on after iteration {went_on}")
+    for name, reported, durable, went_on in kills.seen:
+        print(f"  {name}: {reported} iterations over, checkpoint {durable} whole; went on after {went_on}")
     assert_equal(job.output, reference)
     assert not list(job.training.glob("*/*.tmp"))
 
@@ -295,7 +301,7 @@ def test_kills_of_one_worker(one_worker: Path, tmp_path: Path):
     kills = Kills(job, *durations(one_worker), seed=1)
     for victim in (kills.machine, kills.checkpoint, kills.evaluating, kills.driver, kills.worker):
         victim()
-    assert job.starts == 3 and len(kills.lost) == 5
+    assert job.starts == 3 and len(kills.seen) == 5
     finish_and_compare(job, kills, one_worker)
 
 
@@ -312,7 +318,7 @@ def test_kills_of_two_workers_and_of_the_negatives_actor(one_worker: Path, tmp_p
     kills = Kills(job, *durations(reference.output), seed=2)
     for victim in (kills.actor, kills.second_worker, kills.driver, kills.checkpoint, kills.worker):
         victim()
-    assert job.starts == 2 and len(kills.lost) == 5
+    assert job.starts == 2 and len(kills.seen) == 5
     finish_and_compare(job, kills, reference.output)
 
 
