@@ -170,7 +170,8 @@ def start_ray() -> None:
         os.environ.setdefault(name, value)
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not ray.is_initialized():
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1")
+        address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray would join whatever cluster it finds here
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1")
 
 
 def record_folder(config: ExperimentConfig) -> Path:
