@@ -15,6 +15,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
@@ -203,7 +204,7 @@ def train(
         )
         try:
             wrong = trainer.fit().return_value
-        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
+        except (ray.train.TrainingFailedError, RayError) as error:
             (storage / name / FAILURE).write_text(f"{error}\n")
             raise TrainingFailed(f"{_cause(error)}; all of it is in {storage / name / FAILURE}") from error
         if wrong is not None:

@@ -155,6 +155,33 @@ def test_a_checkpoint_of_another_training_is_refused_in_one_line(whole: tuple[Pa
     assert done.returncode == 1 and "train.learning_rate 0.5 there" in line and "Traceback" not in done.stderr
 
 
+def test_a_checkpoint_of_other_settings_is_refused_and_one_of_fewer_workers_is_taken(
+    whole: tuple[Path, str], tmp_path: Path
+):
+    output, two = tmp_path / "runs", ("resources.workers=2", "resources.threads=1")
+    shutil.copytree(whole[0], output, ignore=shutil.ignore_patterns("results", "student", "predictions", "report"))
+    paths = sorted((output / "checkpoints").glob("*/checkpoints/*/checkpoint.json"))
+    texts = [path.read_text() for path in paths]
+    for path, text in zip(paths, texts, strict=True):
+        record = json.loads(text)
+        record["identity"]["settings"]["seed"] = 7
+        path.write_text(json.dumps({**record, "identity_digest": digest_of(record["identity"])}))
+    done = subprocess.run(command(output, *two), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    refusal = "checkpoint of another training: settings.seed 7 there, 0 here"
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        f"error: {paths[-1].parent}: {refusal}"
+    ]
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    assert len(paths) > 1
+    shutil.rmtree(paths[-1].parent)
+    run(output, *two)
+    ours, theirs = rows_of(only(output / "student")), rows_of(only(whole[0] / "student"))
+    taken = next(index for index, row in enumerate(theirs) if row.get("train/iteration") == 1)
+    assert ours[: taken + 1] == theirs[: taken + 1] and len(ours) == len(theirs) and ours != theirs
+
+
 def test_a_real_http_teacher_goes_all_the_way(tmp_path: Path):
     with loopback() as server:
         overrides = ["teacher.kind=openai", f"teacher.base_url={server.base_url}", "teacher.model=loopback",
