@@ -48,7 +48,9 @@ def test_overrides_are_read_by_the_fields_type():
         ({"resources.workers": "16"}, "train.global_batch_size", "8", "a multiple of resources.workers = 16"),
         ({"train.micro_batch_size": "3"}, "train.global_batch_size", "8", "train.micro_batch_size = 1 x 3"),
         (
-            {"resources.workers": "2", "train.micro_batch_size": "3"}, "train.global_batch_size", "8",
+            {"resources.workers": "2", "train.micro_batch_size": "3"},
+            "train.global_batch_size",
+            "8",
             "a multiple of resources.workers x train.micro_batch_size = 2 x 3",
         ),
         ({"resources.workers": "0"}, "resources.workers", "'0'", "greater than 0"),

@@ -145,6 +145,12 @@ class CheckpointStore:
         if not _is_whole(self.snapshot_path(0)):
             self._write_snapshot(0, _copies(student))
 
+    def forget_after(self, iteration: int) -> None:
+        """Delete later snapshots, which a killed run left without a checkpoint: they are about to be made again."""
+        for path in (self.folder / "snapshots").glob("snapshot-*.safetensors"):
+            if path > self.snapshot_path(iteration):
+                path.unlink()
+
     def save(self, iteration: int, student: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
         """Copy everything to CPU memory and return; a thread makes it durable, then deletes what is not needed now.
 
@@ -170,10 +176,6 @@ class CheckpointStore:
         self._thread = self._error = self._saving = None
         if error is not None and iteration is not None:
             raise OSError(f"{self._checkpoint_path(iteration)}: save failed: {error}") from error
-
-    def close(self) -> None:
-        """The same as `wait`: nothing is left open."""
-        self.wait()
 
     def _write(self, iteration: int, student: dict[str, torch.Tensor], checkpoint: Checkpoint) -> None:
         """One save, in the background thread."""

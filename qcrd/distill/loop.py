@@ -118,6 +118,7 @@ class Training:
     def _read_newest(self) -> tuple[Progress, list[dict[str, Any]]]:
         """Load the newest checkpoint, or write snapshot 0 where there is none. Returns where training stands."""
         newest = self.store.newest()
+        self.store.forget_after(newest or 0)
         if newest is None:
             self.store.save_initial(weights_of(self.student.model))
             return self.progress, self.rows

@@ -38,7 +38,7 @@ def open_store(tmp_path: Path) -> Iterator[Stores]:
 
     yield open_
     for store in opened:
-        store.close()
+        store.wait()
 
 
 def student_of(iteration: int, size: int = 1000) -> dict[str, torch.Tensor]:
@@ -248,6 +248,15 @@ def test_a_training_goes_on_below_a_checkpoint_that_is_whole_again(open_store: S
         assert_is(store, iteration, 1)
 
 
+def test_a_snapshot_that_a_killed_run_left_without_a_checkpoint_can_be_forgotten(open_store: Stores):
+    store = fill(open_store(), 3)
+    shutil.rmtree(store.folder / "checkpoints" / "iteration-00003")
+    assert store.newest() == 2
+    store.forget_after(2)
+    assert names(store, "snapshots")[-1] == "snapshot-00002.safetensors"
+    assert_is(store, 2, best=1)
+
+
 def test_an_empty_folder_has_no_checkpoint(open_store: Stores):
     store = open_store()
     assert store.newest() is None
@@ -305,20 +314,20 @@ def test_a_save_holds_its_own_copies_and_keeps_nobody_waiting(tmp_path: Path):
     assert saver.is_alive() and not store.snapshot_path(2).exists()  # one save at a time
     store.checkpoint_gate.set()
     saver.join(20)
-    store.close()
+    store.wait()
     assert store.newest() == 2
     assert_is(store, 1, 1)
     assert_is(store, 2, 1)
 
 
-@pytest.mark.parametrize("how", ["wait", "close", "save", "snapshot"])
+@pytest.mark.parametrize("how", ["wait", "save", "snapshot"])
 def test_an_error_of_the_thread_is_raised_once(open_store: Stores, how: str):
     store = fill(open_store(), 1)
     shutil.rmtree(store.folder / "snapshots")
     (store.folder / "snapshots").write_text("in the way")
     store.save(2, student_of(2), checkpoint_of(2, 1))
     calls = {
-        "wait": store.wait, "close": store.close, "snapshot": lambda: store.snapshot(2),
+        "wait": store.wait: store.close, "snapshot": lambda: store.snapshot(2),
         "save": lambda: store.save(3, student_of(3), checkpoint_of(3, 1)),
     }  # fmt: skip
     with pytest.raises(OSError, match=r"iteration-00002: save failed: .*snapshot-00002.*Not a directory"):
@@ -344,7 +353,7 @@ def save_on_a_full_disk(folder: Path, limit: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     store.save(2, student_of(2), checkpoint_of(2, 1, 10_000))
     with pytest.raises(OSError, match=r"iteration-00002: save failed: .* not written: .*File too large"):
-        store.close()
+        store.wait()
     assert store.newest() == 1
 
 
@@ -401,7 +410,7 @@ def test_kill_9_at_any_moment_leaves_a_whole_newest_checkpoint(
                 assert_is(store, iteration, best_of(iteration), SIZE)  # none is half written or half deleted
             last = newest
     store.save(last + 1, student_of(last + 1, SIZE), checkpoint_of(last + 1, best_of(last + 1), SIZE))
-    store.close()
+    store.wait()
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(names(store, "checkpoints")) <= 3 and len(names(store, "snapshots")) <= 6
     assert_is(store, last + 1, best_of(last + 1), SIZE)

@@ -94,7 +94,7 @@ def test_an_actor_killed_at_work_is_replaced_and_its_work_redone(given: Given, t
     """Two actors. The snapshot that they need comes late; one is killed in the middle of its share."""
     config = config_for(
         **{
-            "resources.negatives_actors": "2", "negatives.num_samples": "5", "negatives.max_new_tokens": "100",
+            "resources.negatives_actors": "2", "negatives.num_samples": "3", "negatives.max_new_tokens": "100",
             "negatives.batch_size": "1",
         }
     )  # fmt: skip
@@ -107,13 +107,13 @@ def test_an_actor_killed_at_work_is_replaced_and_its_work_redone(given: Given, t
     assert negatives._asked[2] is asked and len(asked) == 2
     assert ray.wait(asked, timeout=0.5)[0] == []
     store.save_initial(weights_of(given.student(config, seed=7).model))
-    assert ray.wait(asked, timeout=0.3)[0] == []
+    assert ray.wait(asked, timeout=0.2)[0] == []
     os.kill(before[0], signal.SIGKILL)
     started = time.perf_counter()
     made = negatives.take(2)
     assert waits[2] == pytest.approx(time.perf_counter() - started, abs=0.1)
     assert made == made_here(config, given, store, 2)
-    assert sum(len(one.ids) for batch in made for one in batch) > 2500
+    assert sum(len(one.ids) for batch in made for one in batch) > 1500
     after = processes(negatives)
     assert after[0] != before[0] and after[1] == before[1]
 
@@ -175,7 +175,8 @@ def test_what_an_actor_raises_reaches_the_trainer(given: Given, tmp_path: Path):
     [
         ({}, {"CPU": 1.0}, "resources.negatives_cpus: 0.5 .* need 1.5 CPUs, the cluster has 1"),
         (
-            {"resources.workers": "2", "resources.negatives_actors": "3"}, {"CPU": 3.0},
+            {"resources.workers": "2", "resources.negatives_actors": "3"},
+            {"CPU": 3.0},
             "2 training workers and 3 negatives actors need 3.5 CPUs, the cluster has 3",
         ),
         ({}, {"CPU": 8.0, "GPU": 1.0}, "resources.negatives_gpus: 1 .* need 2 GPUs, the cluster has 1"),
