@@ -327,7 +327,7 @@ def test_an_error_of_the_thread_is_raised_once(open_store: Stores, how: str):
     (store.folder / "snapshots").write_text("in the way")
     store.save(2, student_of(2), checkpoint_of(2, 1))
     calls = {
-        "wait": store.wait: store.close, "snapshot": lambda: store.snapshot(2),
+        "wait": store.wait, "snapshot": lambda: store.snapshot(2),
         "save": lambda: store.save(3, student_of(3), checkpoint_of(3, 1)),
     }  # fmt: skip
     with pytest.raises(OSError, match=r"iteration-00002: save failed: .*snapshot-00002.*Not a directory"):
