@@ -28,6 +28,7 @@ TINY = [
     "student.scratch.d_model=32", "student.scratch.d_ff=64", "discriminator.max_steps=20",
     "discriminator.eval_every=10",
     "train.steps=60", "train.iteration_steps=15", "train.global_batch_size=8", "discriminator.update_steps=2",
+    "checkpoint.keep=2",
 ]  # fmt: skip
 
 
@@ -142,17 +143,31 @@ def test_a_run_whose_driver_alone_died_after_training_takes_the_results(whole: t
     )
 
 
-def test_a_checkpoint_of_another_training_is_refused_in_one_line(whole: tuple[Path, str], tmp_path: Path):
+def test_two_workers_refuse_another_trainings_checkpoint_and_take_what_one_worker_left(
+    whole: tuple[Path, str], tmp_path: Path
+):
     output = without(whole[0], tmp_path / "runs", "student", "predictions", "report")
     (training,) = (output / "checkpoints").iterdir()
     shutil.rmtree(training / "results")
-    for path in training.glob("checkpoints/*/checkpoint.json"):
-        record = json.loads(path.read_text())
+    paths = sorted(training.glob("checkpoints/*/checkpoint.json"))
+    texts = [path.read_text() for path in paths]
+    for path, text in zip(paths, texts, strict=True):
+        record = json.loads(text)
         record["identity"]["settings"]["train"]["learning_rate"] = 0.5
         path.write_text(json.dumps(record | {"identity_digest": digest_of(record["identity"])}))
-    done = subprocess.run(command(output), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    two = ("resources.workers=2", "resources.threads=1")
+    done = subprocess.run(command(output, *two), capture_output=True, text=True, timeout=300, cwd=tmp_path)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert done.returncode == 1 and "train.learning_rate 0.5 there" in line and "Traceback" not in done.stderr
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    *_, kept, newest = (path.parent for path in paths)
+    shutil.rmtree(newest)
+    run(output, *two)
+    ours, theirs = rows_of(only(output / "student")), rows_of(only(whole[0] / "student"))
+    taken = [row.get("train/iteration") for row in theirs].index(int(kept.name.removeprefix("iteration-"))) + 1
+    assert ours[:taken] == theirs[:taken] and len(ours) == len(theirs)
+    assert ours != theirs  # other dropout
 
 
 def test_a_real_http_teacher_goes_all_the_way(tmp_path: Path):

@@ -372,3 +372,15 @@ def test_a_disk_that_fills_up_in_training(one_worker: Path, small_disk: Path, tm
     assert job.wait_for(lambda: job.went_on_from(killed)) == durable
     assert job.finish() == 0, job.log.read_text()[-3000:]
     assert_equal(job.output, one_worker)
+
+
+@pytest.mark.timeout(600)
+def test_a_changed_config_gets_its_own_folder(one_worker: Path, tmp_path: Path):
+    job = Job(copy_without(one_worker, tmp_path / "runs"), "loss.beta=0.3", "train.steps=10")
+    (first,) = (job.output / "checkpoints").iterdir()
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    job.start()
+    assert job.finish() == 0, job.log.read_text()[-3000:]
+    assert before == {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    for stage in ("checkpoints", "student"):
+        assert len(list((job.output / stage).iterdir())) == 2
