@@ -54,7 +54,7 @@ def run(config: ExperimentConfig, **how: bool) -> tuple[list[Sample], dict[str, 
 
 
 def test_all_are_asked_at_the_configured_concurrency_and_only_once(tmp_path: Path):
-    with loopback(delay=0.05) as server:
+    with loopback(delay=0.5) as server:
         config = config_of(server, tmp_path, questions=40, actors=3)
         first, summary = run(config)
         assert len(first) == 120 and summary["errors"] == 0 and summary["asked"] == 120
