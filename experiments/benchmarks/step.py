@@ -1,4 +1,4 @@
-"""How fast and how small a training step is: `python -m experiments.benchmarks.step`, about 15 minutes on two cores.
+"""How fast and how small a training step is: `python -m experiments.benchmarks.step`, about 12 minutes on two cores.
 
 Reference DSS (transformers' Seq2SeqTrainer semantics), our DSS, QCRD as its formulas read ("naive") and our QCRD, on
 SVAMP's questions with GPT-3.5's rationales where QCRD_DATA has them, else on generated ones (the title says which). A
