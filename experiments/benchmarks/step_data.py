@@ -202,14 +202,4 @@ def question_batch(
     qualities: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> QuestionBatch:
     """One step's questions. `qualities` are (s+ of each positive, s- of each negative) a question."""
-    return QuestionBatch(
-        predict_ids=[example.predict_ids for example in examples],
-        explain_ids=[example.explain_ids for example in examples],
-        label_ids=[example.label_ids for example in examples],
-        rationale_ids=[example.rationale_ids for example in examples],
-        positives=[example.positives for example in examples],
-        negatives=[[one.target_ids for one in own] for own in negatives],
-        quality_positives=[list(own[0]) for own in qualities],
-        quality_negatives=[list(own[1]) for own in qualities],
-        draws=[(0.0, 0.0)] * len(examples),
-    )
+    return QuestionBatch.of(examples, [[one.target_ids for one in own] for own in negatives], qualities)

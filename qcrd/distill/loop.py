@@ -250,17 +250,9 @@ class Training:
         indices = self.schedule.batch(step)
         examples = [self.data.examples[index] for index in indices]
         draws = generator(self.config.seed, "scheme_draws", step).random((len(indices), 2))
-        return QuestionBatch(
-            predict_ids=[e.predict_ids for e in examples],
-            explain_ids=[e.explain_ids for e in examples],
-            label_ids=[e.label_ids for e in examples],
-            rationale_ids=[e.rationale_ids for e in examples],
-            positives=[e.positives for e in examples],
-            negatives=[self._targets(index, negatives[index]) for index in indices],
-            quality_positives=[quality[index][0] for index in indices],
-            quality_negatives=[quality[index][1] for index in indices],
-            draws=[(float(a), float(b)) for a, b in draws],
-        )
+        targets = [self._targets(index, negatives[index]) for index in indices]
+        qualities = [quality[index] for index in indices]
+        return QuestionBatch.of(examples, targets, qualities, [(float(a), float(b)) for a, b in draws])
 
     def _train_steps(
         self, iteration: int, negatives: dict[int, list[Negative]], quality: Quality

@@ -142,10 +142,22 @@ def _attend(
     return out.transpose(1, 2).flatten(2)
 
 
+def _queries_keys_values(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """All three in one product, (…, 3 * heads * D)."""
+    attention = layer.SelfAttention
+    weights = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
+    return linear(_norm(layer.layer_norm, x), weights)
+
+
+def _before_logits(model: T5ForConditionalGeneration, x: torch.Tensor) -> torch.Tensor:
+    """The decoder's last states as the output weights take them."""
+    x = model.decoder.dropout(_norm(model.decoder.final_layer_norm, x))
+    return x * model.model_dim**-0.5 if model.config.scale_decoder_outputs else x
+
+
 def _self_attention(layer: nn.Module, x_PH: torch.Tensor, layout: Layout, biases: list[torch.Tensor]) -> torch.Tensor:
     attention: T5Attention = layer.SelfAttention  # pyright: ignore[reportAssignmentType]
-    weights = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
-    qkv = linear(_norm(layer.layer_norm, x_PH), weights)  # pyright: ignore[reportArgumentType]
+    qkv = _queries_keys_values(layer, x_PH)
     parts = []
     for group, bias in zip(layout.groups, biases, strict=True):
         q, k, v = (_heads(one, attention.n_heads) for one in group.pad(qkv).chunk(3, dim=2))
@@ -180,12 +192,12 @@ def encode(stack: T5Stack, rows: Sequence[Ids]) -> EncodedQuestions:
     return EncodedQuestions(stack.dropout(_norm(stack.final_layer_norm, x)), layout)
 
 
-def _cross_keys_values(stack: T5Stack, encoded: EncodedQuestions, states_PH: torch.Tensor) -> list:
+def _cross_keys_values(stack: T5Stack, encoded: EncodedQuestions) -> list:
     """Keys and values of every decoder layer, (questions, heads, S, D) each."""
     result = []
     for block in stack.block:
         attention: T5Attention = block.layer[1].EncDecAttention  # pyright: ignore
-        kv = encoded.padded(linear(states_PH, torch.cat([attention.k.weight, attention.v.weight])))
+        kv = encoded.padded(linear(encoded.states_PH, torch.cat([attention.k.weight, attention.v.weight])))
         result.append(tuple(_heads(one, attention.n_heads) for one in kv.chunk(2, dim=2)))
     return result
 
@@ -228,18 +240,14 @@ class PackedT5:
         x = stack.dropout(stack.embed_tokens(on_device(layout.flatten(inputs), device)))
         bias = _causal(_position_bias(stack.block[0].layer[0].SelfAttention, layout.longest))  # pyright: ignore
         biases = [bias[..., : group.longest, : group.longest] for group in layout.groups]
-        questions = [
-            on_device([question_R[row] for row in group.rows], device)
-            for group in layout.groups
-        ]
+        questions = [on_device([question_R[row] for row in group.rows], device) for group in layout.groups]
         mask = encoded.mask(bias.dtype)
         masks = [mask.index_select(0, question_B) for question_B in questions]
         for block, pair in zip(stack.block, keys_values, strict=True):
             x = _self_attention(block.layer[0], x, layout, biases)  # pyright: ignore
             x = _cross_attention(block.layer[1], x, layout, pair, questions, masks)  # pyright: ignore
             x = _feed_forward(block.layer[2], x)  # pyright: ignore
-        x = stack.dropout(_norm(stack.final_layer_norm, x))
-        return x * self.model.model_dim**-0.5 if self.model.config.scale_decoder_outputs else x
+        return _before_logits(self.model, x)
 
     @torch.no_grad()
     def sequence_nll(
@@ -248,7 +256,7 @@ class PackedT5:
         """l(r) of each target, (R,), in passes of bounded size over like lengths."""
         device = self.model.device
         if encoded.keys_values is None:
-            encoded.keys_values = _cross_keys_values(self.model.decoder, encoded, encoded.states_PH.detach())
+            encoded.keys_values = _cross_keys_values(self.model.decoder, encoded)
         nll = torch.zeros(len(targets), dtype=torch.promote_types(self.model.dtype, torch.float32), device=device)
         for rows in token_batches([len(row) for row in targets], SCORING_TOKENS.get(device.type, 32768)):
             some = [targets[row] for row in rows]
@@ -266,7 +274,7 @@ class PackedT5:
         """(sum of weights * l(r) with gradient, l(r) of each target, (R,), without)."""
         device = self.model.device
         layout = Layout([len(row) for row in targets], device)
-        keys_values = _cross_keys_values(self.model.decoder, encoded, encoded.states_PH)
+        keys_values = _cross_keys_values(self.model.decoder, encoded)
         hidden = self._decode(encoded, keys_values, question_R, targets, layout)
         flat = on_device(layout.flatten(targets), device)
         lengths = on_device(layout.lengths, device, weights_R.dtype)
@@ -286,7 +294,7 @@ class T5Decoding:
         self.model = t5.model
         stack = self.model.decoder
         attention: T5Attention = stack.block[0].layer[0].SelfAttention  # pyright: ignore
-        self.cross = _cross_keys_values(stack, encoded, encoded.states_PH)
+        self.cross = _cross_keys_values(stack, encoded)
         self.mask = encoded.mask(encoded.states_PH.dtype)
         keys = self.cross[0][0]
         shape = (len(stack.block), 2, keys.shape[0], attention.n_heads, max_new_tokens, keys.shape[3])
@@ -302,8 +310,7 @@ class T5Decoding:
         for block, cache, (k_cross, v_cross) in zip(stack.block, self.cache, self.cross, strict=True):
             layer: Any = block.layer[0]  # pyright: ignore
             attention = layer.SelfAttention
-            weights = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
-            qkv = linear(_norm(layer.layer_norm, x), weights)
+            qkv = _queries_keys_values(layer, x)
             q, k, v = (_heads(one[:, None], attention.n_heads) for one in qkv.chunk(3, dim=1))
             cache[0, :, :, now], cache[1, :, :, now] = k[:, :, 0], v[:, :, 0]
             out = _attend(attention, q, cache[0, :, :, : now + 1], cache[1, :, :, : now + 1], bias)
@@ -314,10 +321,7 @@ class T5Decoding:
             x = x + attention.o(_attend(attention, q, k_cross, v_cross, self.mask)[:, 0])
             x = _feed_forward(block.layer[2], x)  # pyright: ignore
         self.length += 1
-        x = _norm(stack.final_layer_norm, x)
-        if self.model.config.scale_decoder_outputs:
-            x = x * self.model.model_dim**-0.5
-        return linear(x, self.model.lm_head.weight)
+        return linear(_before_logits(self.model, x), self.model.lm_head.weight)
 
     def keep(self, index: torch.Tensor) -> None:
         """Go on with these rows only."""

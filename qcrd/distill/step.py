@@ -24,6 +24,7 @@ from qcrd.distill.losses import (
     token_mean_weights,
 )
 from qcrd.distill.student import Student
+from qcrd.records import Example
 
 Metrics = dict[str, torch.Tensor]
 SELECTED = "selected_positive"
@@ -63,6 +64,24 @@ class QuestionBatch:
     quality_negatives: Sequence[Sequence[float]] = field(default_factory=list)
     draws: Sequence[tuple[float, float]] = field(default_factory=list)
     totals_of_whole: BatchTotals | None = None
+
+    @classmethod
+    def of(
+        cls, examples: Sequence[Example], negatives: Sequence[Sequence[Ids]],
+        qualities: Sequence[tuple[Sequence[float], Sequence[float]]], draws: Sequence[tuple[float, float]] = (),
+    ) -> QuestionBatch:  # fmt: skip
+        """Examples with their negatives' targets, and (s+ of each positive, s- of each negative) a question."""
+        return cls(
+            predict_ids=[e.predict_ids for e in examples],
+            explain_ids=[e.explain_ids for e in examples],
+            label_ids=[e.label_ids for e in examples],
+            rationale_ids=[e.rationale_ids for e in examples],
+            positives=[e.positives for e in examples],
+            negatives=negatives,
+            quality_positives=[own[0] for own in qualities],
+            quality_negatives=[own[1] for own in qualities],
+            draws=draws,
+        )
 
     @property
     def totals(self) -> BatchTotals:

@@ -11,7 +11,15 @@ from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, 
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from qcrd.config import ScratchConfig, StudentConfig
-from qcrd.distill.student import Student, as_student, build_student, train_tokenizer
+from qcrd.distill.step import QuestionBatch
+from qcrd.distill.student import (
+    Student,
+    as_student,
+    build_student,
+    encode_inputs,
+    encode_targets,
+    train_tokenizer,
+)
 
 TEXTS = [
     "predict: explain: Tom has 8 apples and buys 3 more. How many apples does he have?",
@@ -56,3 +64,29 @@ def exact_norms() -> Iterator[None]:
 
     with patch.object(T5LayerNorm, "forward", forward):
         yield
+
+
+QUESTIONS = ["Tom has 8 apples and buys 3 more.", "Ann had 12 pens. She gave away 5 pens.", "Each box holds 4 toys."]
+LABELS = ["( 8 + 3 )", "( 12 - 5 )", "( 6 * 4 )"]
+POSITIVES = [["We add 8 and 3 and get 11.", "8 + 3 = 11 apples."], ["12 - 5 = 7 pens.", "Taking 5 leaves 7."], []]
+NEGATIVES = [["pens pens 3"], ["Tom 12 + 5 apples", "5 away"], ["6 boxes"]]
+
+
+def question_batch() -> QuestionBatch:
+    """Three questions: two positives and one or two negatives, and one with a negative alone."""
+    tokenizer = tiny_tokenizer()
+
+    def ids(texts: list[str]) -> list[list[int]]:
+        return encode_targets(tokenizer, texts, 64)
+
+    return QuestionBatch(
+        predict_ids=encode_inputs(tokenizer, ["predict: " + q for q in QUESTIONS], 99),
+        explain_ids=encode_inputs(tokenizer, ["explain: " + q for q in QUESTIONS], 99),
+        label_ids=ids(LABELS),
+        rationale_ids=[*ids([side[0] for side in POSITIVES[:2]]), []],
+        positives=[ids(side) for side in POSITIVES],
+        negatives=[ids(side) for side in NEGATIVES],
+        quality_positives=[[0.9, 0.4], [0.8, 0.7], []],
+        quality_negatives=[[0.2], [0.1, 0.6], [0.3]],
+        draws=[(0.7, 0.2), (0.1, 0.9), (0.5, 0.5)],
+    )

@@ -9,33 +9,10 @@ from qcrd.config import LossConfig, ScratchConfig, StudentConfig
 from qcrd.distill.batching import padded_inputs
 from qcrd.distill.losses import IGNORED
 from qcrd.distill.step import QuestionBatch, dss_step, finetune_step, qcrd_step, step_loss
-from qcrd.distill.student import Student, as_student, build_student, encode_inputs, encode_targets
-from tests.distill.helpers import bert_pair, exact_norms, tiny_student, tiny_tokenizer
+from qcrd.distill.student import Student, as_student, build_student
+from tests.distill.helpers import bert_pair, exact_norms, question_batch, tiny_student, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-QUESTIONS = ["Tom has 8 apples and buys 3 more.", "Ann had 12 pens. She gave away 5 pens.", "Each box holds 4 toys."]
-LABELS = ["( 8 + 3 )", "( 12 - 5 )", "( 6 * 4 )"]
-POSITIVES = [["We add 8 and 3 and get 11.", "8 + 3 = 11 apples."], ["12 - 5 = 7 pens.", "Taking 5 leaves 7."], []]
-NEGATIVES = [["pens pens 3"], ["Tom 12 + 5 apples", "5 away"], ["6 boxes"]]
-
-
-def batch() -> QuestionBatch:
-    def ids(texts: list[str]) -> list[list[int]]:
-        return encode_targets(TOKENIZER, texts, 64)
-
-    return QuestionBatch(
-        predict_ids=encode_inputs(TOKENIZER, ["predict: " + q for q in QUESTIONS], 99),
-        explain_ids=encode_inputs(TOKENIZER, ["explain: " + q for q in QUESTIONS], 99),
-        label_ids=ids(LABELS),
-        rationale_ids=[*ids([side[0] for side in POSITIVES[:2]]), []],
-        positives=[ids(side) for side in POSITIVES],
-        negatives=[ids(side) for side in NEGATIVES],
-        quality_positives=[[0.9, 0.4], [0.8, 0.7], []],
-        quality_negatives=[[0.2], [0.1, 0.6], [0.3]],
-        draws=[(0.7, 0.2), (0.1, 0.9), (0.5, 0.5)],
-    )
-
-
 def naive_nll(student: Student, question: list[int], target: list[int]) -> torch.Tensor:
     """l(r) of one rationale by a whole forward pass of its own."""
     out = student.model(input_ids=torch.tensor([question]), labels=torch.tensor([target]))
@@ -105,7 +82,7 @@ def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torc
 def test_equals_the_naive_implementation_in_loss_and_every_gradient(
     make: Callable[[], Student], scheme: str, margin: float
 ):
-    student, data = make(), batch()
+    student, data = make(), question_batch()
     config = LossConfig(scheme=scheme, margin=margin)  # pyright: ignore[reportArgumentType]
     ours, metrics = qcrd_step(student, data, config)
     with exact_norms():
@@ -118,7 +95,7 @@ def test_equals_the_naive_implementation_in_loss_and_every_gradient(
 @pytest.mark.parametrize("make", [tiny_student, bert_pair])
 @pytest.mark.parametrize("method", ["finetune", "dss", "qcrd"])
 def test_parts_of_a_batch_add_up_to_the_whole(make: Callable[[], Student], method: str):
-    student, data, config = make(), batch(), LossConfig(margin=4.0)
+    student, data, config = make(), question_batch(), LossConfig(margin=4.0)
     whole, metrics = step_loss(student, data, method, config)
     parts = [step_loss(student, data.part(start, start + 1), method, config) for start in range(3)]
     sums = {name: sum(part[name] for _, part in parts) for name in metrics}
@@ -130,7 +107,7 @@ def test_parts_of_a_batch_add_up_to_the_whole(make: Callable[[], Student], metho
 
 
 def test_an_inactive_hinge_leaves_exactly_the_gradient_of_no_negatives():
-    data = batch()
+    data = question_batch()
     without = QuestionBatch(**{**vars(data), "negatives": [[], [], []], "quality_negatives": [[], [], []]})
     results = []
     for one in (data, without):
@@ -151,7 +128,7 @@ def test_scoring_switches_only_the_decoders_dropout_off():
 
 
 def test_dss_loss_equals_transformers_own_t5_losses():
-    student, data = tiny_student(), batch()
+    student, data = tiny_student(), question_batch()
     label = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in data.label_ids], True, IGNORED)
     rationale = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in data.rationale_ids[:2]], True, IGNORED)
     with exact_norms():
@@ -170,7 +147,7 @@ def test_dropout_is_where_transformers_has_it():
     """Over many draws the mean loss with dropout is that of transformers' own model, and far from that without."""
     scratch = ScratchConfig(d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
     config = StudentConfig(kind="scratch", scratch=scratch, dropout=0.3)
-    student, data = build_student(config, TOKENIZER, 0, torch.device("cpu")), batch()
+    student, data = build_student(config, TOKENIZER, 0, torch.device("cpu")), question_batch()
     label = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in data.label_ids], True, IGNORED)
     ids, mask = padded_inputs(data.predict_ids, 0, student.device)
     torch.manual_seed(0)
@@ -187,7 +164,7 @@ def test_dropout_is_where_transformers_has_it():
 
 
 def test_a_batch_without_any_rationale_still_has_its_label_loss():
-    data = batch()
+    data = question_batch()
     nothing: dict[str, list[list[object]]] = {"positives": [[], [], []], "negatives": [[], [], []]}
     qualities: dict[str, list[list[object]]] = {"quality_positives": [[], [], []], "quality_negatives": [[], [], []]}
     student = tiny_student()

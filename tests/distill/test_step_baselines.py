@@ -13,32 +13,9 @@ from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_los
 from qcrd.config import DiscriminatorConfig, LossConfig, ScratchConfig
 from qcrd.distill.discriminator import build_discriminator
 from qcrd.distill.step import QuestionBatch, step_loss
-from qcrd.distill.student import encode_inputs, encode_targets
-from tests.distill.helpers import tiny_student, tiny_tokenizer
+from tests.distill.helpers import NEGATIVES, QUESTIONS, question_batch, tiny_student, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
-QUESTIONS = ["Tom has 8 apples and buys 3 more.", "Ann had 12 pens. She gave away 5 pens.", "Each box holds 4 toys."]
-LABELS = ["( 8 + 3 )", "( 12 - 5 )", "( 6 * 4 )"]
-POSITIVES = [["We add 8 and 3 and get 11.", "8 + 3 = 11 apples."], ["12 - 5 = 7 pens.", "Taking 5 leaves 7."], []]
-NEGATIVES = [["pens pens 3"], ["Tom 12 + 5 apples", "5 away"], ["6 boxes"]]
-
-
-def a_batch() -> QuestionBatch:
-    def ids(texts: list[str]) -> list[list[int]]:
-        return encode_targets(TOKENIZER, texts, 64)
-
-    return QuestionBatch(
-        predict_ids=encode_inputs(TOKENIZER, ["predict: " + q for q in QUESTIONS], 99),
-        explain_ids=encode_inputs(TOKENIZER, ["explain: " + q for q in QUESTIONS], 99),
-        label_ids=ids(LABELS),
-        rationale_ids=[*ids([side[0] for side in POSITIVES[:2]]), []],
-        positives=[ids(side) for side in POSITIVES],
-        negatives=[ids(side) for side in NEGATIVES],
-        quality_positives=[[0.9, 0.4], [0.8, 0.7], []],
-        quality_negatives=[[0.2], [0.1, 0.6], [0.3]],
-        draws=[(0.0, 0.0)] * 3,
-    )
-
 
 def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad(set_to_none=True)
@@ -55,7 +32,7 @@ def assert_equal(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) 
 
 @pytest.mark.parametrize(("margin", "active"), [(0.5, 0.0), (4.88, 0.5), (100.0, 1.0)])
 def test_naive_qcrd_equals_our_step_in_loss_and_every_gradient(margin: float, active: float):
-    student, batch, config = tiny_student(), a_batch(), LossConfig(margin=margin)
+    student, batch, config = tiny_student(), question_batch(), LossConfig(margin=margin)
     reference = ReferenceModel(student.model, TOKENIZER, "float64")
     naive = naive_qcrd_loss(reference, batch, config)
     ours, metrics = step_loss(student, batch, "qcrd", config)
@@ -66,14 +43,14 @@ def test_naive_qcrd_equals_our_step_in_loss_and_every_gradient(margin: float, ac
 
 def test_naive_qcrd_without_negatives_equals_our_step():
     student = tiny_student()
-    batch = replace(a_batch(), negatives=[[], [], []], quality_negatives=[[], [], []])
+    batch = replace(question_batch(), negatives=[[], [], []], quality_negatives=[[], [], []])
     naive = naive_qcrd_loss(ReferenceModel(student.model, TOKENIZER, "float64"), batch, LossConfig())
     ours, _ = step_loss(student, batch, "qcrd", LossConfig())
     assert float(naive.detach()) == pytest.approx(float(ours.detach()), rel=1e-6)
 
 
 def test_reference_dss_equals_our_step_in_loss_and_every_gradient():
-    student, batch, config = tiny_student(), a_batch(), LossConfig(label_weight=0.3, rationale_weight=0.7)
+    student, batch, config = tiny_student(), question_batch(), LossConfig(label_weight=0.3, rationale_weight=0.7)
     reference = reference_dss_loss(ReferenceModel(student.model, TOKENIZER, "float64"), batch, config)
     ours, _ = step_loss(student, batch, "dss", config)
     assert float(reference.detach()) == pytest.approx(float(ours.detach()), rel=1e-6)
