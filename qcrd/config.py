@@ -61,6 +61,9 @@ class TaskConfig(Settings):
         default="auto",
         description="training questions, drawn by task.seed; auto: as many as the steps can visit; None: all",
     )
+    train_share: float = Field(
+        default=1.0, gt=0, le=1, description="share of the training questions; a smaller one is part of a larger one"
+    )
     generator: GeneratorConfig = GeneratorConfig()
 
 
@@ -130,11 +133,14 @@ class TeacherConfig(Settings):
     )
     api_key_file: str | None = Field(default=None, description="file of mode 600 that holds the key")
     num_samples: Positive = 5
+    splits: tuple[Literal["train", "validation", "test"], ...] = Field(
+        default=("train",), description="splits that are asked; what is not train is only ever scored"
+    )
     temperature: float = Field(default=0.7, ge=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: Positive = 256
     max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
-    extra_body: dict[str, Any] = Field(default={}, description="more fields of the request, e.g. {\"top_k\": 40}")
+    extra_body: dict[str, Any] = Field(default={}, description='more fields of the request, e.g. {"top_k": 40}')
     seed: int = 0
     prompt: str | None = Field(default=None, description="few-shot prompt file; default: the task's own")
     parser: str = Field(default="task", description="how an answer is read from a completion: task, or a named parser")
@@ -281,6 +287,11 @@ class LossConfig(Settings):
     beta: float = Field(default=0.2, gt=0)
     margin: float = Field(default=3.0, gt=0)
     scheme: Literal["minmax", "maxmin", "sampling", "mean", "weighted_mean"] = "minmax"
+    mi_weight: float = Field(default=0.1, ge=0, description="of the mutual-information term (method mi)")
+    mi_variant: Literal["official", "masked"] = Field(
+        default="official",
+        description="official: the reference code's second softmax, and its maximum over padding too; masked: neither",
+    )
 
 
 class TrainConfig(Settings):
@@ -311,6 +322,13 @@ class EvaluationConfig(Settings):
     batch_size: Positive = 64
     num_examples: int = Field(default=5, ge=0, description="questions whose rationales the report shows")
     validation_limit: Positive | None = Field(default=None, description="validation questions scored each iteration")
+    test_limit: Positive | None = Field(default=None, description="test questions labelled: the first of the split")
+    explained_questions: int = Field(
+        default=50, ge=0, description="test questions, drawn by task.seed, that the student explains at the end"
+    )
+    explain_temperatures: tuple[Annotated[float, Field(ge=0)], ...] = Field(
+        default=(0.0,), description="temperatures of these explanations; 0 is greedy and always there"
+    )
 
 
 class ResourcesConfig(Settings):
@@ -342,7 +360,7 @@ class ExperimentConfig(Settings):
     """One experiment, complete."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
-    method: Literal["finetune", "dss", "qcrd"] = "qcrd"
+    method: Literal["finetune", "single_task", "distill_label", "dss", "mi", "qcrd"] = "qcrd"
     seed: int = 0
     output: str = "runs"
     task: TaskConfig = TaskConfig()
@@ -365,6 +383,17 @@ class ExperimentConfig(Settings):
             raise ValueError(f"rationales.num_samples: {m} is not allowed; at most teacher.num_samples = {k}")
         if self.teacher.kind == "imported" and not self.teacher.imported.path:
             raise ValueError("teacher.imported.path: None is not allowed; teacher.kind = imported needs a file")
+        if "train" not in self.teacher.splits:
+            raise ValueError(f"teacher.splits: {list(self.teacher.splits)} is not allowed; train must be among them")
+        if 0.0 not in self.evaluation.explain_temperatures:
+            raise ValueError(
+                f"evaluation.explain_temperatures: {list(self.evaluation.explain_temperatures)} is not allowed; "
+                "0 must be among them"
+            )
+        if self.method == "distill_label" and self.train.labels != "teacher":
+            raise ValueError(
+                f"train.labels: {self.train.labels!r} is not allowed; method = distill_label trains on 'teacher' labels"
+            )
         if self.negatives.source == "fixed" and not self.negatives.fixed:
             raise ValueError("negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder")
         self._check_batch()
@@ -408,13 +437,12 @@ class ExperimentConfig(Settings):
         sees. Raises `ConfigError` for more than there are.
         """
         limit = self.task.train_limit
+        if isinstance(limit, int) and limit > available:
+            raise ConfigError(f"task.train_limit: {limit} is not allowed; the training split has {available} questions")
+        share = max(1, round(self.task.train_share * (limit if isinstance(limit, int) else available)))
         if limit == "auto":
-            limit = min(available, self.train.steps * self.train.global_batch_size)
-        if limit is not None and limit > available:
-            raise ConfigError(
-                f"task.train_limit: {limit} is not allowed; the training split has {available} questions"
-            )
-        return None if limit == available else limit
+            share = min(share, self.train.steps * self.train.global_batch_size)
+        return None if share == available else share
 
     def uses_discriminator(self) -> bool:
         return self.method == "qcrd" and self.discriminator.enabled

@@ -103,7 +103,7 @@ def _model(kind: str, name: str, revision: str | None, scratch: ScratchConfig) -
 
 def _questions_settings(config: ExperimentConfig) -> dict[str, Any]:
     task = get_task(config.task.name)
-    settings = config.task.model_dump(exclude={"path", "sha256"})
+    settings = config.task.model_dump(exclude={"path", "sha256", "train_share"})
     settings["train_limit"] = train_limit(task, config)  # resolved: the schedule matters only where it cuts
     return {"task": settings, "source": task.source(config.task)}
 
@@ -343,5 +343,3 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         "report": Stage("report", 2, every, ExperimentConfig.identity, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]
-
-

@@ -48,7 +48,11 @@ def draw_tokens(logits_BV: torch.Tensor, uniforms_B: torch.Tensor, temperature: 
 
 @torch.no_grad()
 def _generate_batch(
-    student: Student, rows: Sequence[Sequence[int]], uniforms: np.ndarray, max_new_tokens: int, temperature: float,
+    student: Student,
+    rows: Sequence[Sequence[int]],
+    uniforms: np.ndarray,
+    max_new_tokens: int,
+    temperature: float,
     top_k: int,
 ) -> list[Generated]:
     """One batch with a key-value cache, from which rows leave some time after they end."""

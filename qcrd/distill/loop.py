@@ -254,9 +254,7 @@ class Training:
         qualities = [quality[index] for index in indices]
         return QuestionBatch.of(examples, targets, qualities, [(float(a), float(b)) for a, b in draws])
 
-    def _train_steps(
-        self, iteration: int, negatives: dict[int, list[Negative]], quality: Quality
-    ) -> dict[str, float]:
+    def _train_steps(self, iteration: int, negatives: dict[int, list[Negative]], quality: Quality) -> dict[str, float]:
         """All optimizer steps of an iteration. Returns the iteration's own metrics."""
         window: list[Metrics] = []
         selected: Counter[int] = Counter()

@@ -84,9 +84,7 @@ class NegativeMaker:
             if wanted != self._loaded:
                 self._load_snapshot(wanted, self._sampler.model)
                 self._loaded = wanted
-        requests = [
-            (example, index) for example in self._examples(iteration) for index in range(settings.num_samples)
-        ]
+        requests = [(example, index) for example in self._examples(iteration) for index in range(settings.num_samples)]
         return generate_batches(
             self._sampler,
             [example.explain_ids for example, _ in requests],

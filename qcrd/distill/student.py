@@ -50,9 +50,7 @@ def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenize
         [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(r"[.,?!:;\n]"), "isolated")]
     )
     tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False
-    )
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="$A </s>", pair="$A </s> $B:0 </s>:0", special_tokens=[("</s>", 1)]
@@ -245,9 +243,7 @@ def load_student(folder: Path, dtype: str, device: torch.device) -> tuple[Studen
     return as_student(model, tokenizer, dtype, device), tokenizer
 
 
-def as_student(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str, device: torch.device
-) -> Student:
+def as_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype: str, device: torch.device) -> Student:
     """Wrap a model. Raises `ValueError` where it does not say with which token its decoder starts."""
     start_id = model.config.decoder_start_token_id
     if start_id is None:

@@ -49,9 +49,7 @@ def evaluate_students(
 
         predictions += predict_labels(config, student, tokenizer, task, asked, name, on_progress)
         if name == "best":
-            explanations = explain(
-                config, student, tokenizer, judge, examples, 0.0, config.student.max_target_tokens
-            )
+            explanations = explain(config, student, tokenizer, judge, examples, 0.0, config.student.max_target_tokens)
             if judge is not None:
                 scored = _held_out(inputs, questions)
                 scores = _teacher_scores(judge, inputs, scored)

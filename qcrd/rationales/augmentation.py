@@ -120,7 +120,10 @@ def content_vocabulary(texts: Sequence[str], tagger: Tagger = rule_tagger) -> li
 
 
 def augmented_negatives(
-    positives: Sequence[str], negatives: Sequence[str], vocabulary: Sequence[str], stream: np.random.Generator,
+    positives: Sequence[str],
+    negatives: Sequence[str],
+    vocabulary: Sequence[str],
+    stream: np.random.Generator,
     tagger: Tagger = rule_tagger,
 ) -> list[str]:
     """Corrupted rationales that make a question's negatives as many as its positives.

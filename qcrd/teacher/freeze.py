@@ -83,6 +83,4 @@ def _sample(question_id: str, index: int, key: bytes, record: Record | None) -> 
         )  # fmt: skip
     if record is None:
         return Sample(question_id, index, key.hex(), "", "", "", NOT_ASKED, None, 0, None, None)
-    return Sample(
-        question_id, index, key.hex(), "", "", "", record.reason, record.status, record.attempts, None, None
-    )
+    return Sample(question_id, index, key.hex(), "", "", "", record.reason, record.status, record.attempts, None, None)

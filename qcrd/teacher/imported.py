@@ -129,9 +129,7 @@ def _aligned_records(config: ImportedConfig) -> list[_Record]:
     if names is None:
         names = [(str(config.row_id).format(row=row), "") for row in range(len(texts))]
     if len(texts) != len(names):
-        raise ConfigError(
-            f"teacher.imported.path: {len(texts)} completions, but aligned_to has {len(names)} questions"
-        )
+        raise ConfigError(f"teacher.imported.path: {len(texts)} completions, but aligned_to has {len(names)} questions")
     return [_Record(*name, [str(text)]) for name, text in zip(names, texts, strict=True)]
 
 

@@ -1,0 +1,76 @@
+"""What was measured in the cells of a grid, as the grid's report reads it. Knows nothing about files or stages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from qcrd.records import Explanation, Score
+
+Place = tuple[str, str, int]
+"""Row, column and seed."""
+
+
+@dataclass(frozen=True)
+class CellResult:
+    """One finished cell and seed.
+
+    `value`: a share for the measures of `grid.SHARES`, else the number. `right`: test question id → whether the label
+    at the best validation checkpoint is right (empty where the measure is not `test_accuracy`), the same questions in
+    all cells of a column. `metrics`: flat numbers of all its stages. `rows`: metric rows of training, by step.
+    `source`: the folder or file that it was read from.
+    """
+
+    row: str
+    column: str
+    seed: int
+    value: float
+    right: Mapping[str, bool] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    rows: Sequence[Mapping[str, Any]] = ()
+    explanations: Sequence[Explanation] = ()
+    scores: Sequence[Score] = ()
+    question_texts: Mapping[str, str] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def place(self) -> Place:
+        return self.row, self.column, self.seed
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A judge LLM's verdicts on one column at one temperature (Table 7), over both orders of each pair.
+
+    A verdict that flips with the order is a tie. `items`: question id → "first", "tie" or "second". `agreement`: share
+    of the pairs whose two orders gave the same verdict. `unparsed`: pairs left out, since a reply could not be read.
+    """
+
+    column: str
+    first: str
+    second: str
+    temperature: float
+    items: Mapping[str, str]
+    agreement: float
+    unparsed: int
+    judge: str
+    """The judge's name for people; it says so where the judge is simulated."""
+
+    def counts(self) -> tuple[int, int, int]:
+        """How often the first was better, neither, the second."""
+        verdicts = list(self.items.values())
+        return verdicts.count("first"), verdicts.count("tie"), verdicts.count("second")
+
+
+@dataclass(frozen=True)
+class GridResults:
+    """Everything that a grid's report shows. `missing`: place → why there is no number."""
+
+    cells: Sequence[CellResult]
+    comparisons: Sequence[ComparisonResult] = ()
+    missing: Mapping[Place, str] = field(default_factory=dict)
+
+    def of(self, row: str, column: str) -> list[CellResult]:
+        """The finished seeds of a cell, in order of seed."""
+        return sorted((one for one in self.cells if (one.row, one.column) == (row, column)), key=lambda one: one.seed)
