@@ -35,13 +35,16 @@ def recipe() -> ExperimentConfig:
         rationales={"num_samples": 3},  # pyright: ignore[reportArgumentType]
         student=StudentConfig(kind="scratch", scratch=student, max_label_tokens=16, max_target_tokens=64),
         discriminator=DiscriminatorConfig(
-            kind="scratch", scratch=judge, max_steps=150, batch_questions=16, learning_rate=1e-3, eval_every=75,
+            kind="scratch",
+            scratch=judge,
+            max_steps=150,
+            batch_questions=16,
+            learning_rate=1e-3,
+            eval_every=75,
             update_steps=5,
         ),
         negatives=NegativesConfig(gap=2, num_samples=1, max_new_tokens=32),
-        train=TrainConfig(
-            steps=400, iteration_steps=80, global_batch_size=16, learning_rate=3e-3, log_every=20
-        ),
+        train=TrainConfig(steps=400, iteration_steps=80, global_batch_size=16, learning_rate=3e-3, log_every=20),
         checkpoint=CheckpointConfig(keep=1),
         evaluation=EvaluationConfig(batch_size=200),
     )

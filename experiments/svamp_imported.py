@@ -44,7 +44,12 @@ def recipe() -> ExperimentConfig:
         ),
         student=StudentConfig(kind="scratch", scratch=sizes, max_target_tokens=160, max_label_tokens=24),
         discriminator=DiscriminatorConfig(
-            kind="scratch", scratch=sizes, max_tokens=192, max_steps=60, eval_every=30, learning_rate=5e-4,
+            kind="scratch",
+            scratch=sizes,
+            max_tokens=192,
+            max_steps=60,
+            eval_every=30,
+            learning_rate=5e-4,
             update_steps=5,
         ),
         negatives=NegativesConfig(gap=2, max_new_tokens=48),

@@ -1,16 +1,21 @@
-"""The command line: `qcrd plan` and `qcrd run`. Bad input is one line on stderr and exit code 2."""
+"""The command line: `qcrd plan`, `qcrd run` and `qcrd predict`. Bad input is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
 from qcrd.config import ConfigError, ExperimentConfig, one_line, with_overrides
-from qcrd.recipes import load_recipe
+from qcrd.grid import Grid
+from qcrd.recipes import load_recipe, project_root, recipe_file
+
+if TYPE_CHECKING:
+    from qcrd.console import Display
+    from qcrd.pipeline import Options
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -20,65 +25,96 @@ Recipe = Annotated[str, typer.Argument(help="a recipe: file.py, or file.py:funct
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings to replace, e.g. train.learning_rate=3e-4")]
 
 
-def experiment(recipe: str, overrides: Sequence[str]) -> ExperimentConfig:
-    """A recipe's config with `key=value` overrides. Raises `ConfigError`."""
+def with_pairs(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
+    """A config with `key=value` overrides. Raises `ConfigError`."""
     pairs = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError(f"override: {text!r} is not allowed; write key=value, e.g. negatives.gap=3")
         pairs[key] = value
+    return with_overrides(config, pairs)
+
+
+def load(recipe: str, overrides: Sequence[str], preset: str | None, seeds: str | None) -> ExperimentConfig | Grid:
+    """What a recipe gives, with overrides (of every cell) and seeds. Raises `ConfigError`."""
     try:
-        return with_overrides(load_recipe(recipe), pairs)
+        made = load_recipe(recipe, preset)
+        if isinstance(made, ExperimentConfig):
+            if seeds is not None:
+                raise ConfigError(f"--seeds: {seeds!r} is not allowed for one experiment; write seed=1")
+            return with_pairs(made, overrides)
+        cells = [cell.model_copy(update={"config": with_pairs(cell.config, overrides)}) for cell in made.cells]
+        changed: dict[str, Any] = {"cells": cells}
+        if seeds is not None:
+            changed["seeds"] = seeds.split(",")
+        return Grid.model_validate(made.model_dump() | changed)
     except ValidationError as error:
         raise ConfigError(one_line(error)) from None
 
 
+def experiment(recipe: str, overrides: Sequence[str]) -> ExperimentConfig:
+    """The config of a recipe of one experiment. Raises `ConfigError`."""
+    made = load(recipe, overrides, None, None)
+    if isinstance(made, Grid):
+        raise ConfigError(f"RECIPE: {recipe!r} is a grid of {len(made.cells)} cells, not one experiment")
+    return made
+
+
 Download = Annotated[bool, typer.Option("--download", help="fetch questions that lie behind a URL, to price them")]
+Preset = Annotated[str | None, typer.Option(help="of a recipe that has some: paper (the real thing), smoke (minutes)")]
+Seeds = Annotated[str | None, typer.Option(help="of a grid, e.g. 0,1,2; default: the recipe's")]
 
 
 @app.command()
-def plan(recipe: Recipe, overrides: Overrides = None, download: Download = False) -> None:
+def plan(
+    recipe: Recipe, overrides: Overrides = None, download: Download = False, preset: Preset = None, seeds: Seeds = None,
+) -> None:  # fmt: skip
     """List the stages as done or to run, with counts and the teacher's price. Spends nothing, writes nothing."""
-    config = experiment(recipe, overrides or [])
+    made = load(recipe, overrides or [], preset, seeds)
     from qcrd import pipeline  # imports torch and Ray: seconds that an error in the config need not wait for
     from qcrd.console import Display
-    from qcrd.teacher.cost import cost_rows
+    from qcrd.plan_grid import plan_grid
 
     with Display() as display:
-        planned = pipeline.plan(config, download)
-        title = f"{config.name}: {config.method} on {config.task.name}"
+        if isinstance(made, Grid):
+            plan_grid(made, download).show(display)
+            return
+        planned = pipeline.plan(made, download)
+        title = f"{made.name}: {made.method} on {made.task.name}"
         rows = [[one.stage, one.state, one.work] for one in planned]
         display.table(title, ["stage", "state", "work or folder"], rows)
         for cost in (one.cost for one in planned if one.cost is not None):
-            columns, rows, notes = cost_rows(cost)
-            display.table(f"What the {cost.samples} missing samples cost", columns, rows)
-            for note in notes:
-                display.say(note)
+            pipeline.show_cost(cost, display)
 
 
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="ask again for just the samples that failed")]
 AcceptMissing = Annotated[
     bool, typer.Option("--accept-missing", help="go on without the samples that are missing; nobody is asked")
 ]
+Parallel = Annotated[int | None, typer.Option(min=1, help="cells of a grid at once; default: as GPUs allow, else 1")]
 
 
 @app.command()
 def run(
     recipe: Recipe, overrides: Overrides = None, retry_errors: RetryErrors = False,
-    accept_missing: AcceptMissing = False,
+    accept_missing: AcceptMissing = False, preset: Preset = None, seeds: Seeds = None, parallel: Parallel = None,
 ) -> None:  # fmt: skip
-    """Run what is missing of an experiment, and show where everything lies."""
-    config = experiment(recipe, overrides or [])
+    """Run what is missing of an experiment or a grid, and show where everything lies."""
+    made = load(recipe, overrides or [], preset, seeds)
     from qcrd import pipeline
     from qcrd.console import Display
     from qcrd.distill.durable import is_full
     from qcrd.distill.train import TrainingFailed
     from qcrd.teacher.asking import Stopped
 
+    options = pipeline.Options(retry_errors, accept_missing)
     with Display() as display:
         try:
-            finished = pipeline.run(config, display, retry_errors, accept_missing)
+            if isinstance(made, Grid):
+                _run_grid(made, recipe, display, options, parallel)
+            else:
+                _run_one(made, display, options)
         except KeyboardInterrupt:
             display.warn("interrupted; what is there is kept, and the same command goes on where this one stopped")
             raise typer.Exit(130) from None
@@ -97,13 +133,32 @@ def run(
                 raise
             print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
             raise typer.Exit(1) from None
-        rows = [[name, artifact.path] for name, artifact in finished.items()]
-        rows += [["record", pipeline.record_folder(config)]]
-        display.table("Where everything lies", ["what", "path"], rows)
-        health, lines = pipeline.headline(finished)
-        display.table("What was measured", ["measure", "value"], health)
-        for line in lines:
+
+
+def _run_one(config: ExperimentConfig, display: Display, options: Options) -> None:
+    from qcrd import pipeline
+
+    finished = pipeline.run(config, display, options)
+    rows = [[name, artifact.path] for name, artifact in finished.items()]
+    rows += [["record", pipeline.record_folder(config)]]
+    display.table("Where everything lies", ["what", "path"], rows)
+    health, lines = pipeline.headline(finished)
+    display.table("What was measured", ["measure", "value"], health)
+    for line in lines:
+        display.say(line)
+
+
+def _run_grid(grid: Grid, recipe: str, display: Display, options: Options, parallel: int | None) -> None:
+    from qcrd.run_grid import run_grid
+
+    folder, results = run_grid(grid, display, project_root(recipe_file(recipe)), options, parallel)
+    for line in (folder / "report.md").read_text().splitlines():
+        if line.startswith(("# ", "|", "- ")):
             display.say(line)
+    display.say(f"report: {folder / 'report.html'}")
+    if results.missing:
+        print(f"error: {len(results.missing)} cells are missing; the report says why", file=sys.stderr)
+        raise typer.Exit(1)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -345,6 +345,7 @@ class ResourcesConfig(Settings):
         default=None, ge=0, le=1, description="GPU share of each; None: a whole one where training has GPUs"
     )
     max_failures: int = Field(default=3, ge=0, description="restarts of a training worker that dies")
+    gpu_hour_usd: float | None = Field(default=None, ge=0, description="price of a GPU hour, for the plan of a grid")
 
 
 class TrackingConfig(Settings):

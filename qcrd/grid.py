@@ -70,7 +70,7 @@ class Comparison(Settings):
 class Grid(Settings):
     """A table or figure: its cells, each for every seed.
 
-    `results` names a folder of the checkout with cells that somebody has already finished (see results.py).
+    `results` names a folder of the checkout with cells that somebody has already finished (see cell_files.py).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")

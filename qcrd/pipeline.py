@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from qcrd.artifacts import Artifact, digest_of, fingerprint
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
+from qcrd.recipes import load_recipe
 from qcrd.records import Example, Question, read_rows
 from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
 from qcrd.tasks import get_task, load_questions, train_limit
@@ -24,7 +27,7 @@ from qcrd.tasks.base import Task
 from qcrd.tasks.files import is_download
 from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.build import check_teacher
-from qcrd.teacher.cost import CostEstimate, estimate_cost
+from qcrd.teacher.cost import CostEstimate, cost_rows, estimate_cost
 from qcrd.teacher.freeze import known_completion
 from qcrd.teacher.probe import samples_per_request
 from qcrd.teacher.requests import missing_mask, store_place, wanted_samples
@@ -66,7 +69,9 @@ def check(config: ExperimentConfig) -> None:
         scratch = judge.kind == "scratch"
         field = "discriminator.scratch.tokenizer" if scratch else "discriminator.model"
         named[field] = judge.scratch.tokenizer if scratch else judge.model
-    if config.negatives.source == "fixed":
+    if (other := fixed_recipe(config)) is not None:
+        check(other)
+    elif config.negatives.source == "fixed":
         named["negatives.fixed"] = config.negatives.fixed
     for field, name in named.items():
         looks_like_path = name is not None and (name.startswith((".", "/", "~")) or name.count("/") > 1)
@@ -111,6 +116,14 @@ def plan(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]
         else:
             planned.append(PlannedStage(stage.name, "to run", _work(config, stage.name)))
     return planned
+
+
+def show_cost(cost: CostEstimate, display: Display) -> None:
+    """What missing samples cost, as a table with its notes."""
+    columns, rows, notes = cost_rows(cost)
+    display.table(f"What the {cost.samples} missing samples cost", columns, rows)
+    for note in notes:
+        display.say(note)
 
 
 _ASKED = {
@@ -180,57 +193,105 @@ def record_folder(config: ExperimentConfig) -> Path:
     return Path(config.output).resolve() / "records" / f"{config.name}-{key}"
 
 
+@dataclass(frozen=True)
+class Options:
+    """How a run goes about it; nothing here changes a result.
+
+    `retry_errors`: a finished samples artifact with error rows gets a new revision, for which they are asked again.
+    `accept_missing`: samples that the store lacks become error rows; nobody is asked. `until`: the last stage to run.
+    """
+
+    retry_errors: bool = False
+    accept_missing: bool = False
+    until: str = "report"
+
+
+DEFAULT_OPTIONS = Options()
+
+
+def open_record(config: ExperimentConfig, display: Display) -> RunRecord:
+    """The record of an experiment that is a run of its own."""
+    folder = record_folder(config)
+    return RunRecord(folder, folder.name, config.name, config.tracking, Path(config.output).resolve(), display.warn)
+
+
 def run(
-    config: ExperimentConfig, display: Display, retry_errors: bool = False, accept_missing: bool = False
+    config: ExperimentConfig, display: Display, options: Options = DEFAULT_OPTIONS, record: RunRecord | None = None
 ) -> dict[str, Artifact]:
     """Run what is missing. Returns the finished artifacts by stage. Raises `ConfigError` before anything is written.
 
-    `retry_errors`: a finished samples artifact with error rows gets a new revision, for which they are asked again.
-    `accept_missing`: samples that the store lacks become error rows; nobody is asked.
+    `record`: where the run is recorded; by default in a record of its own. It is closed at the end.
     """
     check(config)
-    output = Path(config.output).resolve()
-    output.mkdir(parents=True, exist_ok=True)
-    folder = record_folder(config)
-    record = RunRecord(folder, folder.name, config.name, config.tracking, output, display.warn)
+    Path(config.output).resolve().mkdir(parents=True, exist_ok=True)
+    record = record or open_record(config, display)
     record.start(config, {})
     status = "FAILED"
     try:
-        finished = _run_stages(config, display, record, output, retry_errors, accept_missing)
+        trained = with_fixed_student(config, display, options)
+        finished = _run_stages(trained, display, record, options)
         status = "FINISHED"
         return finished
     finally:
         record.close(status)
 
 
-def _run_stages(
-    config: ExperimentConfig, display: Display, record: RunRecord, output: Path, retry_errors: bool,
-    accept_missing: bool,
-) -> dict[str, Artifact]:  # fmt: skip
+def fixed_recipe(config: ExperimentConfig) -> ExperimentConfig | None:
+    """The experiment whose student writes the negatives, where `negatives.fixed` names a recipe, not a folder."""
+    fixed = config.negatives.fixed
+    if config.negatives.source != "fixed" or fixed is None or not fixed.partition(":")[0].endswith(".py"):
+        return None
+    other = load_recipe(fixed)
+    if not isinstance(other, ExperimentConfig):
+        raise ConfigError(f"negatives.fixed: {fixed!r} is a grid; give a recipe of one experiment, or a model folder")
+    shared = {name: getattr(config, name) for name in ("output", "resources", "tracking")}
+    return other.model_copy(update={"seed": config.seed, **shared})
+
+
+def with_fixed_student(config: ExperimentConfig, display: Display, options: Options) -> ExperimentConfig:
+    """`config` with the folder of the student whose recipe `negatives.fixed` names; it is trained first."""
+    other = fixed_recipe(config)
+    if other is None or options.until not in ("student", "predictions", "report"):
+        return config
+    display.say(f"the student of {config.negatives.fixed} writes the negatives, so it comes first")
+    finished = run(other, display, replace(options, until="student"))
+    fixed = str(finished["student"].path / "best")
+    return config.model_copy(update={"negatives": config.negatives.model_copy(update={"fixed": fixed})})
+
+
+@contextlib.contextmanager
+def _only_one(artifact: Artifact, display: Display) -> Iterator[None]:
+    """Keep out other runs that need the same artifact, here or in another process of this machine, so that nothing is
+    computed or paid for twice. Whoever comes second finds it finished."""
+    place = artifact.root / ".locks" / f"{artifact.stage}-{artifact.path.name}"
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with place.open("w") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            display.say(f"  {artifact.stage}: another run is at it; waiting for {artifact.path.name}")
+            fcntl.flock(stream, fcntl.LOCK_EX)
+        yield  # closing the file ends the lock, as does the end of the process
+
+
+def _run_stages(config: ExperimentConfig, display: Display, record: RunRecord, options: Options) -> dict[str, Artifact]:
     finished: dict[str, Artifact] = {}
     summaries: dict[str, dict[str, Any]] = {}
     recorded = {row["stage"] for row in read_metrics(record.folder)}
     for stage in stages_of(config):
         artifact = _artifact(config, stage, finished)
         assert artifact is not None
-        if retry_errors and stage.name == "samples" and artifact.is_finished() and _errors_of(artifact):
+        if options.retry_errors and stage.name == "samples" and artifact.is_finished() and _errors_of(artifact):
             artifact = replace(artifact, revision=artifact.revision + 1)
         skipped = artifact.is_finished()
+        if not skipped:
+            start_ray()
+            with _only_one(artifact, display):
+                skipped = artifact.is_finished()
+                if not skipped:
+                    _run_stage(config, stage, artifact, finished, summaries, display, record, options)
         if skipped:
             display.stage_skipped(stage.name, artifact.path)
-        else:
-            start_ray()
-            inputs = {name: finished[name] for name in stage.inputs}
-            identity = {
-                "version": stage.version,
-                "settings": stage.settings(config),
-                "inputs": {name: one.digest() for name, one in inputs.items()},
-            }
-            run_of_stage = StageRun(
-                config, stage.name, {name: one.path for name, one in inputs.items()}, dict(summaries), artifact.begin(),
-                artifact.fingerprint, identity, output, display, record, retry_errors, accept_missing,
-            )  # fmt: skip
-            _run_stage(run_of_stage, stage, artifact, inputs)
         finished[stage.name] = artifact
         summaries[stage.name] = artifact.marker()["summary"]
         if stage.name == "student" and stage.name not in recorded and skipped:
@@ -238,6 +299,8 @@ def _run_stages(
         if f"{stage.name}_summary" not in recorded:
             record.log(f"{stage.name}_summary", _numbers(stage.name, summaries[stage.name]))
         _record_artifact(config, record, stage, artifact)
+        if stage.name == options.until:
+            break
     return finished
 
 
@@ -245,16 +308,27 @@ def _errors_of(samples: Artifact) -> int:
     return samples.marker()["summary"]["errors"]
 
 
-def _run_stage(run: StageRun, stage: Stage, artifact: Artifact, inputs: Mapping[str, Artifact]) -> None:
-    run.display.stage_started(stage.name)
-    started = time.perf_counter()
-    summary = stage.run(run)
+def _run_stage(
+    config: ExperimentConfig, stage: Stage, artifact: Artifact, finished: Mapping[str, Artifact],
+    summaries: Mapping[str, dict[str, Any]], display: Display, record: RunRecord, options: Options,
+) -> None:  # fmt: skip
+    inputs = {name: finished[name] for name in stage.inputs}
     digests = {name: one.digest() for name, one in inputs.items()}
-    artifact.finish(stage.settings(run.config), digests, summary)
+    identity = {"version": stage.version, "settings": stage.settings(config), "inputs": digests}
+    display.stage_started(stage.name)
+    started = time.perf_counter()
+    summary = stage.run(
+        StageRun(
+            config, stage.name, {name: one.path for name, one in inputs.items()}, dict(summaries), artifact.begin(),
+            artifact.fingerprint, identity, Path(config.output).resolve(), display, record, options.retry_errors,
+            options.accept_missing,
+        )
+    )  # fmt: skip
+    artifact.finish(stage.settings(config), digests, summary)
     shown = ", ".join(f"{key} {_short(value)}" for key, value in summary.items() if not isinstance(value, dict))
-    run.display.stage_finished(stage.name, time.perf_counter() - started, shown)
+    display.stage_finished(stage.name, time.perf_counter() - started, shown)
     if stage.name == "samples" and _errors_of(artifact):
-        run.display.warn(f"{_errors_of(artifact)} samples are error rows; --retry-errors asks just those again")
+        display.warn(f"{_errors_of(artifact)} samples are error rows; --retry-errors asks just those again")
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:

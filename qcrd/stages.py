@@ -298,8 +298,9 @@ def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def _make_student(run: StageRun) -> Summary:
     inputs = {name: run.inputs[name] for name in ("questions", "training_set", "judge") if name in run.inputs}
-    train(run.config, inputs, run.output / "checkpoints", run.fingerprint, run.identity, run.out, run.on_event)
-    return json.loads((run.out / "training.json").read_text())
+    storage = run.output / "checkpoints"
+    times = train(run.config, inputs, storage, run.fingerprint, run.identity, run.out, run.on_event)
+    return {**json.loads((run.out / "training.json").read_text()), **times}
 
 
 # -- predictions and report ---------------------------------------------------------------------------------------
@@ -317,6 +318,17 @@ def _predictions_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def _make_predictions(run: StageRun) -> Summary:
     return evaluate(run.config, run.inputs, run.out, run.on_event)
+
+
+def report_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Everything, with models by their content and not by their path."""
+    data = config.identity()
+    for part in (config.student, config.discriminator):
+        model = _model(part.kind, part.model, part.revision, part.scratch)
+        data["student" if part is config.student else "discriminator"]["model"] = model
+    if config.negatives.source == "fixed":
+        data["negatives"]["fixed"] = model_identity(str(config.negatives.fixed), None)
+    return data
 
 
 def _make_report(run: StageRun) -> Summary:
@@ -340,6 +352,6 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         "judge": Stage("judge", 2, ("questions", "rationales"), _judge_settings, _make_judge, True),
         "student": Stage("student", 2, trained, _student_settings, _make_student, False),
         "predictions": Stage("predictions", 3, (*trained, "student"), _predictions_settings, _make_predictions, False),
-        "report": Stage("report", 2, every, ExperimentConfig.identity, _make_report, False),
+        "report": Stage("report", 3, every, report_settings, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]

@@ -130,13 +130,17 @@ class RunRecord:
         tracking: TrackingConfig,
         output: Path,
         warn: Warn = logger.warning,
+        parent: str | None = None,
     ) -> None:
+        """`parent`: the key of the run that this one is a part of."""
         folder.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(folder / METRICS)
         _cut_torn_line(folder / ITEMS)
         self.folder, self._output, self._warn = folder, output.resolve(), warn
         self._rows, self._items = read_metrics(folder), _read_lines(folder / ITEMS)
-        self._view = _View(folder, run_key, run_name, tracking, self._output, warn) if tracking.enabled else None
+        self._view = None
+        if tracking.enabled:
+            self._view = _View(folder, run_key, run_name, tracking, self._output, warn, parent)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -147,18 +151,21 @@ class RunRecord:
 
     def start(self, config: ExperimentConfig, tags: Mapping[str, str]) -> None:
         """Write the configuration, note the run as running, and begin to copy to MLflow."""
-        data = redacted(config.model_dump(mode="json"))
-        write_atomically(self.folder / CONFIG, json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-        code = git_state(Path(__file__).parent)
         own = {
             "qcrd.method": config.method,
             "qcrd.task": config.task.name,
             "qcrd.simulated": str(config.teacher.kind == "simulated").lower(),
-            "qcrd.git_commit": code["commit"],
-            "qcrd.git_dirty": code["dirty"],
         }
-        params = {key: str(redacted(value)) for key, value in flatten(config).items()}
-        self._add({"kind": "start", "tags": {**own, **tags}, "params": params})
+        self.start_with(config.model_dump(mode="json"), flatten(config), {**own, **tags})
+
+    def start_with(self, settings: Mapping[str, Any], params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """`start` for a run that is not one experiment."""
+        text = json.dumps(redacted(settings), indent=2, ensure_ascii=False)
+        write_atomically(self.folder / CONFIG, text + "\n")
+        code = git_state(Path(__file__).parent)
+        own = {"qcrd.git_commit": code["commit"], "qcrd.git_dirty": code["dirty"]}
+        shown = {key: str(redacted(value)) for key, value in params.items()}
+        self._add({"kind": "start", "tags": {**own, **tags}, "params": shown})
         self.begin_sync()
 
     def log(self, stage: str, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -303,9 +310,10 @@ class _View:
     """The MLflow side of one run: all that calls mlflow. Used by the sync thread alone; every method may raise."""
 
     def __init__(
-        self, folder: Path, run_key: str, run_name: str, tracking: TrackingConfig, output: Path, warn: Warn
-    ) -> None:
-        self._folder, self._output, self._warn = folder, output, warn
+        self, folder: Path, run_key: str, run_name: str, tracking: TrackingConfig, output: Path, warn: Warn,
+        parent: str | None,
+    ) -> None:  # fmt: skip
+        self._folder, self._output, self._warn, self._parent = folder, output, warn, parent
         self._uri, self._experiment = tracking_uri(tracking, output), tracking.experiment
         self._log_model = tracking.log_model
         self._client: MlflowClient | None = None
@@ -321,8 +329,10 @@ class _View:
 
     @staticmethod
     def _nothing_sent() -> dict[str, Any]:
-        """`sent`, `sending`: stage → metric → step. `items`: how many are done. `failed`: which could not be."""
-        return {"run_id": None, "params": False, "sent": {}, "sending": {}, "items": 0, "failed": []}
+        """`sent`, `sending`: stage → metric → step. `items`: how many are done. `failed`: which could not be.
+        `has_parent`: whether the run is tagged as a part of its parent."""
+        nothing = {"run_id": None, "params": False, "sent": {}, "sending": {}, "items": 0, "failed": []}
+        return {**nothing, "has_parent": False}
 
     def _save(self) -> None:
         write_atomically(self._folder / STATE, json.dumps(self.state, indent=1) + "\n")
@@ -333,6 +343,7 @@ class _View:
         try:
             _ask_server(self._uri)
             client = self._client or self._connect(items)
+            self._link_to_parent(client)
             self._settle(client)
             self._send_params(client, items)
             self._send_metrics(client, rows)
@@ -386,6 +397,17 @@ class _View:
             if error.error_code == "RESOURCE_DOES_NOT_EXIST":
                 return False
             raise
+
+    def _link_to_parent(self, client: MlflowClient) -> None:
+        """Tag the run as a part of its parent, once that is there."""
+        if self._parent is None or self.state.get("has_parent"):
+            return
+        query = f"tags.`{RUN_KEY}` = '{self._parent}'"
+        found = client.search_runs([self._experiment_id], query, max_results=1)
+        if found:
+            client.set_tag(self.state["run_id"], "mlflow.parentRunId", found[0].info.run_id)
+            self.state["has_parent"] = True
+            self._save()
 
     def _settle(self, client: MlflowClient) -> None:
         """Ask whether a batch arrived whose sending a crash or a timeout cut off."""

@@ -7,12 +7,12 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "qcrd").rglob("*.py"))
 RAY = {
     "teacher/sample.py", "distill/train.py", "distill/async_negatives.py", "evaluate/stage.py", "pipeline.py",
-    "sweep.py", "submit.py", "cli.py",
+    "run_grid.py", "sweep.py", "submit.py", "cli.py",
 }  # fmt: skip
 MLFLOW = {"tracking.py", "mlflow_student.py"}
-BASE = ("config", "seeding", "records", "artifacts", "tracking", "console")
+BASE = ("config", "grid", "recipes", "seeding", "records", "artifacts", "tracking", "console")
 LAYERS = [*([name] for name in ("tasks",)), ["teacher", "rationales"], ["distill"], ["evaluate"], ["report"],
-          ["stages"], ["pipeline"], ["sweep", "submit", "cli", "recipes"]]  # fmt: skip
+          ["stages"], ["pipeline", "cell_files"], ["run_grid"], ["plan_grid", "sweep", "submit", "cli"]]  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:

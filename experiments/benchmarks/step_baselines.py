@@ -86,9 +86,7 @@ def reference_dss_loss(reference: ReferenceModel, batch: QuestionBatch, config: 
     return config.label_weight * predict + config.rationale_weight * explain
 
 
-def _side_nll(
-    reference: ReferenceModel, questions: Sequence[Ids], side: Sequence[Sequence[Ids]]
-) -> torch.Tensor:
+def _side_nll(reference: ReferenceModel, questions: Sequence[Ids], side: Sequence[Sequence[Ids]]) -> torch.Tensor:
     """l(r) of one side's rationales with gradient, (N, M), +inf where a question has fewer than the others."""
     places = [(n, slot) for n, targets in enumerate(side) for slot in range(len(targets))]
     width = max((len(targets) for targets in side), default=0)
@@ -128,9 +126,7 @@ def naive_qcrd_loss(reference: ReferenceModel, batch: QuestionBatch, config: Los
     quality_neg_N = _padded(batch.quality_negatives, neg_NK).gather(1, worst_N[:, None])[:, 0]
     has_positive_N, has_negative_N = ~l_pos_N.isinf(), ~l_neg_N.isinf()
     term_N = torch.where(has_positive_N, quality_pos_N * l_pos_N, 0.0)
-    term_N = term_N - config.beta * torch.where(
-        has_positive_N & has_negative_N, (1 - quality_neg_N) * l_neg_N, 0.0
-    )
+    term_N = term_N - config.beta * torch.where(has_positive_N & has_negative_N, (1 - quality_neg_N) * l_neg_N, 0.0)
     return config.label_weight * label + config.rationale_weight * term_N.mean()
 
 

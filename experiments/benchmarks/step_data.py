@@ -198,7 +198,8 @@ def random_negatives(tokenizer: PreTrainedTokenizerBase, count: int, tokens: int
 
 
 def question_batch(
-    examples: Sequence[Example], negatives: Sequence[Sequence[Negative]],
+    examples: Sequence[Example],
+    negatives: Sequence[Sequence[Negative]],
     qualities: Sequence[tuple[Sequence[float], Sequence[float]]],
 ) -> QuestionBatch:
     """One step's questions. `qualities` are (s+ of each positive, s- of each negative) a question."""

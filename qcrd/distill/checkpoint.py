@@ -36,11 +36,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """Where training stands after an iteration. `best_iteration` is the first with the best validation accuracy."""
+    """Where training stands after an iteration. `best_iteration` is the first with the best validation accuracy.
+
+    `seconds`: of the iterations so far, without what a kill has thrown away.
+    """
 
     iteration: int = 0
     best_accuracy: float = -1.0
     best_iteration: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -152,7 +152,7 @@ class Training:
         summary["eval/accuracy"] = accuracy
         evaluated = time.perf_counter()
         progress = self.progress
-        progress.iteration = iteration
+        progress.iteration, progress.seconds = iteration, progress.seconds + evaluated - started
         if accuracy > progress.best_accuracy:
             progress.best_accuracy, progress.best_iteration = accuracy, iteration
         row = {"step": self.schedule.steps_of(iteration).stop, **summary, "train/iteration": iteration}

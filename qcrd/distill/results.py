@@ -11,6 +11,9 @@ from qcrd.distill.discriminator import save_discriminator, set_weights
 from qcrd.distill.loop import Training
 from qcrd.distill.student import Student
 
+TIMES = "times.json"
+"""How long training took, which is no part of its result."""
+
 
 def write_results(training: Training, folder: Path) -> None:
     """Write students (initial, best, last), judge, rows and a summary into `folder`. The student's weights change."""
@@ -29,6 +32,7 @@ def write_results(training: Training, folder: Path) -> None:
         "num_parameters": sum(p.numel() for p in training.student.model.parameters()),
     }
     (folder / "training.json").write_text(json.dumps(summary, indent=2) + "\n")
+    (folder / TIMES).write_text(json.dumps({"seconds": progress.seconds}) + "\n")
 
 
 def save_student(config: ExperimentConfig, student: Student, data: TrainingData, folder: Path) -> None:

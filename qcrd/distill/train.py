@@ -28,7 +28,7 @@ from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save
 from qcrd.distill.durable import is_full, whole_or_absent
 from qcrd.distill.judge import pretrain
 from qcrd.distill.loop import Event, Training
-from qcrd.distill.results import write_results
+from qcrd.distill.results import TIMES, write_results
 from qcrd.distill.workers import Workers
 from qcrd.tasks import get_task
 
@@ -174,8 +174,8 @@ def _worker(settings: dict[str, Any]) -> str | None:
 def train(
     config: ExperimentConfig, inputs: Mapping[str, Path], storage: Path, fingerprint: str,
     identity: Mapping[str, Any], out: Path, on_event: Callable[[Event], None],
-) -> None:  # fmt: skip
-    """Train under Ray Train and write the results into `out`.
+) -> dict[str, float]:  # fmt: skip
+    """Train under Ray Train and write the results into `out`. Returns how long it took.
 
     The run's folder under `storage` is named by the fingerprint: a second call with the same settings goes on from
     the newest checkpoint there, and one with other settings cannot. Ray starts workers that died again, and they do
@@ -212,7 +212,8 @@ def train(
     results = storage / name / RESULTS
     if not results.is_dir():
         raise TrainingFailed(f"{results}: not there after training; is the folder shared with the training workers?")
-    shutil.copytree(results, out, dirs_exist_ok=True)
+    shutil.copytree(results, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(TIMES))
+    return json.loads((results / TIMES).read_text())
 
 
 def _cause(error: Exception) -> str:

@@ -28,9 +28,7 @@ def stream(row: int) -> np.random.Generator:
 def test_batch_sizes_8_32_and_128_write_the_same_512_texts_in_fp32():
     student, inputs = tiny_student("float32"), rows(512)
     texts = [
-        generate(
-            student, inputs, max_new_tokens=8, batch_size=size, temperature=1.5, top_k=50, stream=stream
-        )
+        generate(student, inputs, max_new_tokens=8, batch_size=size, temperature=1.5, top_k=50, stream=stream)
         for size in (8, 32, 128)
     ]
     assert texts[0] == texts[1] == texts[2]

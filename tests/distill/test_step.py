@@ -13,6 +13,8 @@ from qcrd.distill.student import Student, as_student, build_student
 from tests.distill.helpers import bert_pair, exact_norms, question_batch, tiny_student, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
+
+
 def naive_nll(student: Student, question: list[int], target: list[int]) -> torch.Tensor:
     """l(r) of one rationale by a whole forward pass of its own."""
     out = student.model(input_ids=torch.tensor([question]), labels=torch.tensor([target]))
@@ -22,9 +24,12 @@ def naive_nll(student: Student, question: list[int], target: list[int]) -> torch
 def naive_qcrd(student: Student, data: QuestionBatch, scheme: str, margin: float, beta: float) -> torch.Tensor:
     """Every rationale through the whole model with gradient; min and max taken on the values, as in the formulas."""
     tokens = sum(len(row) for row in data.label_ids)
-    label = sum(
-        naive_nll(student, list(q), list(t)) * len(t) for q, t in zip(data.predict_ids, data.label_ids, strict=True)
-    ) / tokens
+    label = (
+        sum(
+            naive_nll(student, list(q), list(t)) * len(t) for q, t in zip(data.predict_ids, data.label_ids, strict=True)
+        )
+        / tokens
+    )
     total = torch.zeros((), dtype=torch.float64)
     for n, question in enumerate(data.explain_ids):
         pos = [naive_nll(student, list(question), list(t)) for t in data.positives[n]]
@@ -153,9 +158,7 @@ def test_dropout_is_where_transformers_has_it():
     torch.manual_seed(0)
     with torch.no_grad():
         ours = torch.stack([finetune_step(student, data)[0] for _ in range(300)])
-        theirs = torch.stack(
-            [student.model(input_ids=ids, attention_mask=mask, labels=label).loss for _ in range(300)]
-        )
+        theirs = torch.stack([student.model(input_ids=ids, attention_mask=mask, labels=label).loss for _ in range(300)])
         without = finetune_step(tiny_student("float32"), data)[0]
     error = float((ours.var() / 300 + theirs.var() / 300).sqrt())
     assert abs(float(ours.mean() - theirs.mean())) < 4 * error

@@ -17,6 +17,7 @@ from tests.distill.helpers import NEGATIVES, QUESTIONS, question_batch, tiny_stu
 
 TOKENIZER = tiny_tokenizer()
 
+
 def gradients(model: PreTrainedModel, loss: torch.Tensor) -> dict[str, torch.Tensor]:
     model.zero_grad(set_to_none=True)
     loss.backward()

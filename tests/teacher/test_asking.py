@@ -197,9 +197,7 @@ def test_what_may_pass_is_asked_again(status: int, tmp_path: Path):
     ],
     ids=["break", "cut", "no json", "no choices", "503"],
 )  # fmt: skip
-def test_what_may_pass_is_asked_max_attempts_times(
-    reaction: Reaction, reason: str, status: int | None, tmp_path: Path
-):
+def test_what_may_pass_is_asked_max_attempts_times(reaction: Reaction, reason: str, status: int | None, tmp_path: Path):
     record, server, _ = one(tmp_path / "a", first(reaction))
     assert record == good(call_of(3), attempts=2) and server.asked.total() == 2
     record, server, job = one(tmp_path / "b", lambda number, prompt: reaction, max_attempts=2)

@@ -23,9 +23,7 @@ QUESTIONS = [
     Question("z", "train", "1 + 1?", "", ""), Question("t", "test", "no", "", ""),
     Question("a", "train", "2 + 2?", "", ""), Question("twin", "train", "1 + 1?", "", ""),
 ]  # fmt: skip
-CONFIG = ExperimentConfig.model_validate(
-    {"name": "x", "teacher": {"num_samples": 3}, "rationales": {"num_samples": 1}}
-)
+CONFIG = ExperimentConfig.model_validate({"name": "x", "teacher": {"num_samples": 3}, "rationales": {"num_samples": 1}})
 WANTED = wanted_samples(CONFIG, get_task("svamp"), QUESTIONS)
 RECORDS: dict[tuple[int, int], Record] = {
     (0, 0): Reply("z0", "why", "stop", 10, 3, 2),
@@ -59,9 +57,7 @@ def test_rows_are_in_order_of_question_and_index(index: StoreIndex, tmp_path: Pa
         ("", "", "", "not asked", None, 0, None, None),
     ]  # fmt: skip
     places = [(name, at) for name in ("z", "a", "twin") for at in range(3)]
-    assert rows == [
-        Sample(*place, key, *values) for place, key, values in zip(places, keys, [*z, *a, *z], strict=True)
-    ]
+    assert rows == [Sample(*place, key, *values) for place, key, values in zip(places, keys, [*z, *a, *z], strict=True)]
     assert keys[:3] == keys[6:]
 
 

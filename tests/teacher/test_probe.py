@@ -86,16 +86,12 @@ def test_an_unknown_model_is_named(tmp_path: Path):
         job = job_of(tmp_path, server.base_url)
         with pytest.raises(ConfigError) as caught:
             job.probe()
-    assert str(caught.value) == (
-        f"teacher.model: 'm' is not known at {server.base_url}: status 404: no such model"
-    )
+    assert str(caught.value) == (f"teacher.model: 'm' is not known at {server.base_url}: status 404: no such model")
     assert server.asked.total() == 1 and job.missing() == [3] * 5 and job.memory() == {}
 
 
 @pytest.mark.parametrize("status", [401, 403])
-def test_a_refused_key_is_named_by_its_place_and_not_told(
-    status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_a_refused_key_is_named_by_its_place_and_not_told(status: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     key = "sk-canary-0123"
     monkeypatch.setenv("MY_KEY", key)
     (tmp_path / "key").write_text(key)

@@ -83,7 +83,7 @@ def test_keys_tell_apart_all_that_is_in_them():
 
 def test_all_fields_come_back_as_they_were(place: str):
     records: list[tuple[bytes, Record]] = [
-        (KEYS[0], Reply("line\nbreak \u2028 \"quoted\"", "why", "stop", 3, None, 2, True)),
+        (KEYS[0], Reply('line\nbreak \u2028 "quoted"', "why", "stop", 3, None, 2, True)),
         (KEYS[1], Failure("status 400: no", 400, 1)),
         (KEYS[2], Failure("timeout: no answer", None, 6)),
         (KEYS[3], Reply("", "", "length", 0, 0)),
@@ -557,5 +557,3 @@ def test_a_bucket_that_does_not_exist_is_an_error(s3: S3):
     writer.write([(KEYS[0], Reply("zero"))])
     with pytest.raises(StoreError, match=r"qcrd-none/store/part-.*bucket"):
         writer.flush()
-
-

@@ -1,0 +1,138 @@
+"""What a grid would run and cost, counted once for all cells that share it. Writes and asks nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qcrd.artifacts import digest_of
+from qcrd.config import ExperimentConfig
+from qcrd.console import Display
+from qcrd.grid import Grid
+from qcrd.pipeline import PlannedStage, fixed_recipe, plan, show_cost
+from qcrd.report.paper import HUB_NAMES, TRAINING_HOURS
+from qcrd.run_grid import check_grid, jobs_of
+from qcrd.stages import Stage, stages_of
+from qcrd.teacher.cost import CostEstimate
+
+PAPER_STEPS = 10_000
+
+
+@dataclass
+class GridPlan:
+    """Counts over a whole grid. `hours`: method → GPU hours, where the paper gives them for that student."""
+
+    grid: Grid
+    jobs: int
+    to_run: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    work: dict[str, list[str]] = field(default_factory=dict)
+    costs: list[CostEstimate] = field(default_factory=list)
+    students: Counter[str] = field(default_factory=Counter)
+    hours: Counter[str] = field(default_factory=Counter)
+    unknown_hours: set[str] = field(default_factory=set)
+
+    def show(self, display: Display) -> None:
+        grid, seeds = self.grid, ", ".join(map(str, self.grid.seeds))
+        title = f"{grid.name}: {grid.title}; {len(grid.cells)} cells, seeds {seeds}, {self.jobs} runs"
+        names = list(dict.fromkeys([*self.done, *self.to_run]))
+        rows = [[name, self.to_run[name], self.done[name], self._work(name)] for name in names]
+        display.table(title, ["stage", "to run", "already there", "work of those to run"], rows)
+        for cost in self.costs:
+            show_cost(cost, display)
+        if self.students:
+            self._show_hours(display)
+        if grid.comparisons:
+            display.say(
+                f"Then {len(grid.comparisons)} comparisons by a judge LLM "
+                f"({grid.judge.kind if grid.judge else ''}), two requests for each pair of rationales."
+            )
+        usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]
+        if any(value is not None for value in usd):
+            known = sum(value for value in usd if value is not None)
+            rest = " and what has no known price" if None in usd else ""
+            display.say(f"The teacher's samples cost at most ${known:,.2f}{rest}.")
+
+    def _work(self, name: str) -> str:
+        texts = Counter(self.work.get(name, []))
+        shown = [f"{count} x {text}" if count > 1 else text for text, count in texts.items() if text]
+        return "; ".join(shown[:6]) + ("; ..." if len(shown) > 6 else "")
+
+    def _show_hours(self, display: Display) -> None:
+        rows: list[list[Any]] = []
+        for method, count in self.students.items():
+            known = f"{self.hours[method]:.1f}" if method in self.hours else "not known"
+            rows.append([method, count, known])
+        display.table("Students to train", ["method", "students", "GPU hours"], rows)
+        if self.hours:
+            price = self.grid.cells[0].config.resources.gpu_hour_usd
+            total = sum(self.hours.values())
+            money = "" if price is None else f", ${total * price:,.2f} at ${price:g} an hour"
+            display.say(
+                f"{total:.1f} GPU hours{money}. These are the paper's hours (Table A-6, one A100-80G) in proportion to "
+                "the steps: not measured here, and above what this implementation takes."
+            )
+        if self.unknown_hours:
+            display.say(f"Not in the paper's table: {', '.join(sorted(self.unknown_hours))}.")
+
+
+def plan_grid(grid: Grid, download: bool = False) -> GridPlan:
+    """Plan every cell and seed; what two of them share counts once. Raises `ConfigError`."""
+    check_grid(grid)
+    jobs = jobs_of(grid)
+    found = GridPlan(grid, len(jobs))
+    seen: set[str] = set()
+    largest: dict[str, tuple[int, CostEstimate]] = {}
+    for job in jobs:
+        for config in filter(None, (fixed_recipe(job.config), job.config)):
+            _count(found, config, job.until, download, seen, largest)
+    found.costs = [cost for _, cost in largest.values() if cost.samples]
+    return found
+
+
+def _count(
+    found: GridPlan, config: ExperimentConfig, until: str, download: bool, seen: set[str],
+    largest: dict[str, tuple[int, CostEstimate]],
+) -> None:  # fmt: skip
+    stages = {stage.name: stage for stage in stages_of(config)}
+    for planned in plan(config, download):
+        stage = stages[planned.stage]
+        key = _key(config, stage, stages)
+        if key not in seen:
+            seen.add(key)
+            _add(found, config, stage, planned, largest)
+        if stage.name == until:
+            return
+
+
+def _add(
+    found: GridPlan, config: ExperimentConfig, stage: Stage, planned: PlannedStage,
+    largest: dict[str, tuple[int, CostEstimate]],
+) -> None:  # fmt: skip
+    if planned.state == "done":
+        found.done[stage.name] += 1
+        return
+    found.to_run[stage.name] += 1
+    found.work.setdefault(stage.name, []).append(planned.work)
+    if planned.cost is not None:
+        # samples of a smaller m, or of a part of the questions, are among those of the largest
+        settings = {k: v for k, v in stage.settings(config).items() if k != "num_samples"}
+        group = digest_of([config.task.name, settings])
+        if group not in largest or largest[group][0] < planned.cost.samples:
+            largest[group] = planned.cost.samples, planned.cost
+    if stage.name == "student":
+        found.students[config.method] += 1
+        student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
+        hours = TRAINING_HOURS.get((student, config.method))
+        if hours is None:
+            found.unknown_hours.add(config.method)
+        else:
+            found.hours[config.method] += hours * config.train.steps / PAPER_STEPS
+
+
+def _key(config: ExperimentConfig, stage: Stage, stages: Mapping[str, Stage]) -> str:
+    """Equal for two cells that share the stage's artifact."""
+    inputs = [_key(config, stages[name], stages) for name in stage.inputs]
+    return digest_of([stage.name, stage.settings(config), inputs])
