@@ -265,7 +265,9 @@ class NegativesConfig(Settings):
     num_samples: int = Field(default=1, ge=0, description="k: samples a question visited")
     gap: int = Field(default=5, ge=1, description="j: iteration t samples from snapshot max(0, t - j)")
     warmup: Literal["initial", "skip"] = "initial"
-    fixed: str | None = Field(default=None, description="model folder for source=fixed")
+    fixed: str | None = Field(
+        default=None, description="for source=fixed: a model folder, or a recipe, whose student is trained first"
+    )
     temperature: float = Field(default=1.5, ge=0)
     top_k: int = Field(default=50, ge=0, description="0: the whole vocabulary")
     max_new_tokens: Positive = 64
@@ -425,11 +427,19 @@ class ExperimentConfig(Settings):
         data["task"].pop("path")
         data["train"].pop("micro_batch_size")
         data["negatives"].pop("placement")
+        if self.fixed_recipe is not None:
+            data["negatives"]["fixed"] = self.fixed_recipe.rpartition("/")[2]  # a recipe's folder is a path
         for part, paths in (("imported", ("path", "aligned_to")), ("vllm", _VLLM_HARDWARE)):
             for name in paths:
                 data["teacher"][part].pop(name)
         data["teacher"] = {key: value for key, value in data["teacher"].items() if key not in TEACHER_MEANS}
         return data
+
+    @property
+    def fixed_recipe(self) -> str | None:
+        """`negatives.fixed` where it names a recipe (file.py or file.py:function) and not a folder."""
+        fixed = self.negatives.fixed if self.negatives.source == "fixed" else None
+        return fixed if fixed is not None and fixed.partition(":")[0].endswith(".py") else None
 
     def train_limit(self, available: int) -> int | None:
         """How many of the `available` training questions are kept; None where that is all of them.
@@ -495,7 +505,7 @@ def _plain(value: Any) -> Any:
     """A command-line value as plain data; numbers and booleans stay text, which pydantic reads by the field's type."""
     if not isinstance(value, str):
         return value
-    if value.lower() in ("null", "none"):
+    if value in ("null", "None"):  # `none` is a value of some fields
         return None
     if value[:1] in ("[", "{"):
         try:

@@ -238,12 +238,11 @@ def run(
 
 def fixed_recipe(config: ExperimentConfig) -> ExperimentConfig | None:
     """The experiment whose student writes the negatives, where `negatives.fixed` names a recipe, not a folder."""
-    fixed = config.negatives.fixed
-    if config.negatives.source != "fixed" or fixed is None or not fixed.partition(":")[0].endswith(".py"):
+    if config.fixed_recipe is None:
         return None
-    other = load_recipe(fixed)
+    other = load_recipe(config.fixed_recipe)
     if not isinstance(other, ExperimentConfig):
-        raise ConfigError(f"negatives.fixed: {fixed!r} is a grid; give a recipe of one experiment, or a model folder")
+        raise ConfigError(f"negatives.fixed: {config.fixed_recipe!r} is a grid; give a recipe of one experiment")
     shared = {name: getattr(config, name) for name in ("output", "resources", "tracking")}
     return other.model_copy(update={"seed": config.seed, **shared})
 
