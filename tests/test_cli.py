@@ -85,7 +85,7 @@ def test_a_download_is_planned_by_the_published_sizes_and_what_the_steps_visit(t
     work = {one.stage: one.work for one in plan(experiment(recipe, common))}
     assert work["questions"] == "80000 train, 9842 validation, 9824 test"
     assert work["samples"] == "at most 400000 samples to ask for (paid); --download shows the price"
-    for everything in ("task.train_limit=none", "train.steps=100000"):
+    for everything in ("task.train_limit=None", "train.steps=100000"):
         work = {one.stage: one.work for one in plan(experiment(recipe, [*common, everything]))}
         assert work["questions"] == "549367 train, 9842 validation, 9824 test"
     work = {one.stage: one.work for one in plan(experiment(recipe, [*common, "task.train_limit=100000"]))}
