@@ -3,8 +3,8 @@
 For QCRD a question is encoded once for its label and all of its rationales. Every candidate is scored on that encoding
 without gradient and with the decoder's dropout off; the score decides which positive is taken and which hinges are
 active. Only those candidates and the labels then go through the decoder, in one pass with gradient: the others'
-gradient is exactly zero. The loss is linear in each sequence's l(r), so what a pass needs is one weight a sequence. Knows nothing
-about optimizers, snapshots, files or Ray.
+gradient is exactly zero. The loss is linear in each sequence's l(r), so what a pass needs is one weight a sequence.
+Knows nothing about optimizers, snapshots, files or Ray.
 """
 
 from __future__ import annotations
