@@ -1,13 +1,15 @@
 """The student as an MLflow model ("models from code"): MLflow copies this file and runs it where the model is loaded.
 
 Input is a table with a column `question`; the parameter `explain` asks for rationales instead of labels. The model
-folder holds a Hugging Face model, its tokenizer and `qcrd.json` (prefixes and lengths). This file needs mlflow, torch
-and transformers; it knows nothing about the rest of the package, which need not be installed where the model is served.
+folder holds a Hugging Face model, its tokenizer and `qcrd.json` (prefixes, lengths, the phrase before a label). This
+file needs mlflow, torch and transformers; it knows nothing about the rest of the package, which need not be installed
+where the model is served.
 """
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +46,14 @@ class Student(PythonModel):
         answers: list[str] = []
         for begin in range(0, len(inputs), BATCH):
             answers += self._generate(inputs[begin : begin + BATCH], length)
-        return answers
+        return answers if explain else [self._label(text) for text in answers]
+
+    def _label(self, text: str) -> str:
+        """The label in an answer, as in evaluation (qcrd.rationales.single_task.label_of)."""
+        if "answer_phrase" not in self.settings:
+            return text
+        parts = re.split(re.escape(self.settings["answer_phrase"]), text, flags=re.IGNORECASE)
+        return parts[-1].strip() if len(parts) > 1 else ""
 
     def _generate(self, inputs: list[str], max_new_tokens: int) -> list[str]:
         import torch

@@ -25,6 +25,7 @@ from qcrd.distill.student import encode_inputs, encode_targets, load_tokenizer, 
 from qcrd.distill.train import pretrain_judge, run_remotely, train
 from qcrd.evaluate.stage import evaluate
 from qcrd.rationales.consistency import judge_question, statistics
+from qcrd.rationales.single_task import PHRASE
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Question, Rationale, Sample, Vote, iter_rows, read_rows, write_rows
 from qcrd.report.report import write_report
@@ -200,6 +201,8 @@ def _training_set_settings(config: ExperimentConfig) -> dict[str, Any]:
     labels: dict[str, Any] = {}
     if config.train.labels == "teacher":
         labels = {"labels": "teacher", "voted": config.method == "qcrd"}
+    if config.method == "single_task":
+        labels["target"] = f"rationale, {PHRASE}, label"
     if student.kind == "scratch" and student.scratch.tokenizer is None:
         return {**limits, **labels, "vocab_size": student.scratch.vocab_size}
     name = student.scratch.tokenizer if student.kind == "scratch" else student.model
@@ -221,6 +224,7 @@ def _make_training_set(run: StageRun) -> Summary:
         prefixes = list(student.prefixes.model_dump().values())
         texts = [text for q in train_questions for text in (q.text, q.label)] + prefixes * 100
         texts += [row.text for rows in rationales.values() for row in rows]
+        texts += [PHRASE] * 100 if config.method == "single_task" else []
         tokenizer = train_tokenizer(texts, student.scratch.vocab_size)
     else:
         name = student.scratch.tokenizer if student.kind == "scratch" else student.model
@@ -277,6 +281,15 @@ def _make_judge(run: StageRun) -> Summary:
 # -- student ------------------------------------------------------------------------------------------------------
 
 
+_WEIGHTS = {"label_weight", "rationale_weight"}
+_LOSS_FIELDS = {
+    "dss": _WEIGHTS,
+    "mi": _WEIGHTS | {"mi_weight", "mi_variant"},
+    "qcrd": _WEIGHTS | {"beta", "margin", "scheme", "discriminator_weight", "discriminator_decay"},
+}
+"""Fields of `LossConfig` that a method reads; the others' loss is L_pred alone."""
+
+
 def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
     student = config.student.model_dump(exclude={"kind", "model", "revision", "scratch"})
     settings: dict[str, Any] = {
@@ -284,7 +297,7 @@ def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
         "seed": config.seed,
         "student": student,
         "model": _model(config.student.kind, config.student.model, config.student.revision, config.student.scratch),
-        "loss": config.loss.model_dump(),
+        "loss": config.loss.model_dump(include=_LOSS_FIELDS.get(config.method, set())),
         "train": config.train.model_dump(exclude={"micro_batch_size"}),
         "evaluation": config.evaluation.model_dump(include={"validation_limit"}),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -95,6 +96,27 @@ def test_logged_once_loaded_and_answers_like_the_model(folder: Path, tmp_path: P
     assert rationales == direct(folder, "explain: ", 9)
     assert any(labels)
     assert labels != rationales
+
+
+def test_with_an_answer_phrase_the_label_is_what_follows_its_last_occurrence(folder: Path, tmp_path: Path) -> None:
+    import shutil
+
+    import pandas as pd
+
+    from qcrd.mlflow_student import Student
+
+    texts = direct(folder, "predict: ", 12)
+    phrase = texts[0].split()[0]
+    copy = tmp_path / "model"
+    shutil.copytree(folder, copy)
+    settings = json.loads((copy / "qcrd.json").read_text()) | {"max_label_tokens": 12, "answer_phrase": phrase.upper()}
+    (copy / "qcrd.json").write_text(json.dumps(settings))
+    student = Student()
+    student.load_context(SimpleNamespace(artifacts={"model": str(copy)}))
+    labels = student.predict(None, pd.DataFrame({"question": QUESTIONS}))
+    assert labels == [text.rpartition(phrase)[2].strip() if phrase in text else "" for text in texts]
+    rationales = student.predict(None, pd.DataFrame({"question": QUESTIONS}), {"explain": True})
+    assert rationales == direct(folder, "explain: ", 9)
 
 
 def test_folder_without_settings_is_refused(tmp_path: Path) -> None:

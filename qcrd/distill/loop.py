@@ -23,13 +23,14 @@ from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import JudgedQuestion, judge_optimizer, load_discriminator, set_weights, weights_of
-from qcrd.distill.generation import Generated, generate
+from qcrd.distill.generation import Generated
 from qcrd.distill.judge import update_online
+from qcrd.distill.labels import greedy_labels
 from qcrd.distill.negatives import Negative, NegativeMaker, snapshot_for
 from qcrd.distill.optimizer import FlatAdamW
 from qcrd.distill.schedule import Schedule, iteration_length
 from qcrd.distill.step import SELECTED, Metrics, QuestionBatch, step_loss
-from qcrd.distill.student import Student, build_student, encode_inputs
+from qcrd.distill.student import Student, build_student
 from qcrd.distill.workers import Workers
 from qcrd.seeding import generator, stable_seed
 from qcrd.tasks.base import Task
@@ -363,13 +364,8 @@ def accuracy_of(
     """Share of right greedy labels on the validation questions of `data`."""
     if not data.validation:
         raise ValueError("the task has no validation questions, so no checkpoint can be chosen")
-    texts = [config.student.prefixes.predict + question.text for question in data.validation]
-    made = generate(
-        student, encode_inputs(data.tokenizer, texts, config.student.max_input_tokens),
-        max_new_tokens=config.student.max_label_tokens, batch_size=config.evaluation.batch_size, workers=workers,
-    )  # fmt: skip
-    labels = data.tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)
-    right = [task.is_right(label.strip(), q) for label, q in zip(labels, data.validation, strict=True)]
+    labels = greedy_labels(config, student, data.tokenizer, data.validation, workers=workers)
+    right = [task.is_right(label, question) for label, question in zip(labels, data.validation, strict=True)]
     return sum(right) / len(right)
 
 

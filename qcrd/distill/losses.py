@@ -1,4 +1,4 @@
-"""The losses of QCRD as pure functions: tensors in, values out (method.md section 5; the paper's eqs. 2-7).
+"""The losses of QCRD and its rivals as pure functions: tensors in, values out (method.md sections 5 and 9; eqs. 2-7).
 
 Shape suffixes: B sequences, T target tokens, V vocabulary, N questions of the global batch, M positive and K negative
 rationales a question (padded; `mask` is False on padding). Losses are in nats. Nothing here moves tensors between
@@ -150,6 +150,23 @@ def contrastive_coefficients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What multiplies each l(r+) and l(r-) in `contrastive_loss`, (N, M) and (N, K): its gradient, which is linear."""
     return weights.pos_NM / num_questions, -beta * weights.neg_NK / num_questions
+
+
+def mutual_information_loss(
+    log_peaks_rationale_NV: torch.Tensor, log_peaks_label_NV: torch.Tensor, variant: str, num_questions: int
+) -> torch.Tensor:
+    """Cross entropy of what a question's rationale says relative to what its label says (Chen et al. 2024), the mean.
+
+    Peaks: the largest probability that each token of the vocabulary gets at any decoder position, p_R and p_L; they sum
+    to more than one. p_L is detached. `official`, as the reference code: -sum_v p_L log softmax(p_R), that is softmaxed
+    once more; `masked`: -sum_v p_L log p_R. `num_questions` counts those of the global batch that have both.
+    """
+    peaks_label_NV = log_peaks_label_NV.detach().exp()
+    if variant == "official":
+        log_peaks_rationale_NV = log_peaks_rationale_NV.exp().log_softmax(dim=1)
+    elif variant != "masked":
+        raise ValueError(f"variant: {variant!r}; allowed: official, masked")
+    return -(peaks_label_NV * log_peaks_rationale_NV).sum() / max(num_questions, 1)
 
 
 def discriminator_loss(

@@ -282,6 +282,17 @@ class PackedT5:
         loss, nll_P = weighted_nll(hidden, self.model.lm_head.weight, flat, weights_P)
         return loss, layout.row_sums(nll_P) / lengths
 
+    def target_logits(
+        self, encoded: EncodedQuestions, question_R: Sequence[int], targets: Sequence[Ids]
+    ) -> list[torch.Tensor]:
+        """Logits of each target's tokens, (T, V) each, with gradient."""
+        layout = Layout([len(row) for row in targets], self.model.device)
+        keys_values = _cross_keys_values(self.model.decoder, encoded)
+        hidden = self._decode(encoded, keys_values, question_R, targets, layout)
+        parts = linear(hidden, self.model.lm_head.weight).split([layout.lengths[row] for row in layout.order])
+        made = dict(zip(layout.order, parts, strict=True))
+        return [made[row] for row in range(len(targets))]
+
     def start(self, rows: Sequence[Ids], max_new_tokens: int) -> T5Decoding:
         """Begin to generate for each row of input ids."""
         return T5Decoding(self, self.encode(rows), max_new_tokens)

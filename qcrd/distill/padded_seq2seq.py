@@ -79,6 +79,18 @@ class PaddedSeq2Seq:
         nll = self._nll(encoded, encoded.states_BSH, question_R, targets)
         return (weights_R * nll).sum(), nll.detach()
 
+    def target_logits(
+        self, encoded: PaddedStates, question_R: Sequence[int], targets: Sequence[Ids]
+    ) -> list[torch.Tensor]:
+        """Logits of each target's tokens, (T, V) each, with gradient."""
+        made: dict[int, torch.Tensor] = {}
+        for rows in length_sorted_batches([len(row) for row in targets], ROWS):
+            question = on_device([question_R[row] for row in rows], self.model.device)
+            targets_BT = pad([targets[row] for row in rows], IGNORED, self.model.device)
+            logits = self.logits(encoded.states_BSH[question], encoded.mask_BS[question], targets_BT)
+            made |= {row: some[: len(targets[row])] for row, some in zip(rows, logits.unbind(), strict=True)}
+        return [made[row] for row in range(len(targets))]
+
     def start(self, rows: Sequence[Ids], max_new_tokens: int) -> PaddedDecoding:
         """Begin to generate for each row of input ids."""
         return PaddedDecoding(self.model, self.encode(rows))

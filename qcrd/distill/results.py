@@ -10,6 +10,7 @@ from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import save_discriminator, set_weights
 from qcrd.distill.loop import Training
 from qcrd.distill.student import Student
+from qcrd.rationales.single_task import PHRASE, max_answer_tokens
 
 TIMES = "times.json"
 """How long training took, which is no part of its result."""
@@ -36,9 +37,15 @@ def write_results(training: Training, folder: Path) -> None:
 
 
 def save_student(config: ExperimentConfig, student: Student, data: TrainingData, folder: Path) -> None:
-    """A model folder that transformers loads, with its tokenizer and `qcrd.json` (prefixes and limits)."""
+    """A model folder that transformers loads, with its tokenizer and `qcrd.json`: prefixes, limits, where a label is.
+
+    `max_label_tokens` there is the limit of all that is written when a label is asked for; with `answer_phrase` the
+    label is what follows its last occurrence.
+    """
     student.model.save_pretrained(folder)
     data.tokenizer.save_pretrained(folder)
     fields = {"prefixes", "max_input_tokens", "max_label_tokens", "max_target_tokens"}
-    settings = config.student.model_dump(include=fields)
+    settings = config.student.model_dump(include=fields) | {"max_label_tokens": max_answer_tokens(config)}
+    if config.method == "single_task":
+        settings["answer_phrase"] = PHRASE
     (folder / "qcrd.json").write_text(json.dumps(settings, indent=2) + "\n")

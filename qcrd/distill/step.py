@@ -1,10 +1,10 @@
-"""One optimisation step's loss: the paper's idea in one file (method.md section 5).
+"""One optimisation step's loss, by method: the paper's idea in one file (method.md sections 5 and 9).
 
-A question is encoded once for its label and all of its rationales. Every candidate is scored on that encoding without
-gradient and with the decoder's dropout off; the score decides which positive is taken and which hinges are active.
-Only those candidates and the labels then go through the decoder, in one pass with gradient: the others' gradient is
-exactly zero. The loss is linear in each sequence's l(r), so what a pass needs is one weight a sequence. Knows nothing
-about optimizers, snapshots, files or Ray.
+For QCRD a question is encoded once for its label and all of its rationales. Every candidate is scored on that encoding
+without gradient and with the decoder's dropout off; the score decides which positive is taken and which hinges are
+active. Only those candidates and the labels then go through the decoder, in one pass with gradient: the others'
+gradient is exactly zero. The loss is linear in each sequence's l(r), so what a pass needs is one weight a sequence.
+Knows nothing about optimizers, snapshots, files or Ray.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from qcrd.distill.losses import (
     candidate_weights,
     contrastive_coefficients,
     contrastive_loss,
+    mutual_information_loss,
     token_mean_weights,
 )
 from qcrd.distill.student import Student
@@ -43,6 +44,10 @@ class BatchTotals:
     with_both: int
     """Questions that have a positive and a negative."""
     most_positives: int
+    with_both_targets: int
+    """Questions that have a label and a first rationale."""
+    longest_label: int
+    longest_rationale: int
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,9 @@ class QuestionBatch:
             negatives=sum(map(len, self.negatives)),
             with_both=sum(bool(p and n) for p, n in zip(self.positives, self.negatives, strict=True)),
             most_positives=max(map(len, self.positives), default=0),
+            with_both_targets=sum(bool(a and b) for a, b in zip(self.label_ids, self.rationale_ids, strict=True)),
+            longest_label=max(map(len, self.label_ids), default=0),
+            longest_rationale=max(map(len, self.rationale_ids), default=0),
         )
 
     def part(self, start: int, stop: int) -> QuestionBatch:
@@ -117,7 +125,7 @@ def _token_weights(student: Student, targets: Sequence[Ids], num_tokens: int) ->
 
 
 def finetune_step(student: Student, batch: QuestionBatch) -> tuple[torch.Tensor, Metrics]:
-    """L_pred alone: token mean over the labels. A question without a label counts nothing."""
+    """L_pred alone: token mean over the label targets. A question without a label counts nothing."""
     rows = [n for n, ids in enumerate(batch.label_ids) if ids]
     targets = [batch.label_ids[n] for n in rows]
     weights = _token_weights(student, targets, batch.totals.label_tokens)
@@ -125,21 +133,84 @@ def finetune_step(student: Student, batch: QuestionBatch) -> tuple[torch.Tensor,
     return loss, {"label_loss": loss.detach()}
 
 
+class TwoTasks:
+    """A batch's labels and first rationales as one list of targets, those that there are."""
+
+    def __init__(self, student: Student, batch: QuestionBatch) -> None:
+        self.labelled = [n for n, ids in enumerate(batch.label_ids) if ids]
+        self.explained = [n for n, ids in enumerate(batch.rationale_ids) if ids]
+        self.inputs = [batch.predict_ids[n] for n in self.labelled] + [batch.explain_ids[n] for n in self.explained]
+        labels = [batch.label_ids[n] for n in self.labelled]
+        rationales = [batch.rationale_ids[n] for n in self.explained]
+        self.targets = labels + rationales
+        self._weights_label = _token_weights(student, labels, batch.totals.label_tokens)
+        self._weights_rationale = _token_weights(student, rationales, batch.totals.rationale_tokens)
+
+    def weights(self, loss_config: LossConfig) -> torch.Tensor:
+        """What multiplies each target's l(r) in DSS's loss, (R,)."""
+        return torch.cat(
+            [loss_config.label_weight * self._weights_label, loss_config.rationale_weight * self._weights_rationale]
+        )
+
+    def metrics(self, nll_R: torch.Tensor) -> Metrics:
+        """Both token means."""
+        label, rationale = nll_R.split([len(self.labelled), len(self.explained)])
+        return {
+            "label_loss": (self._weights_label * label).sum(),
+            "rationale_loss": (self._weights_rationale * rationale).sum(),
+        }
+
+
 def dss_step(student: Student, batch: QuestionBatch, loss_config: LossConfig) -> tuple[torch.Tensor, Metrics]:
     """Distilling step by step: a1 * L_pred + a2 * CE of the first sample's rationale, token means both."""
-    labelled = [n for n, ids in enumerate(batch.label_ids) if ids]
-    explained = [n for n, ids in enumerate(batch.rationale_ids) if ids]
-    labels, rationales = [batch.label_ids[n] for n in labelled], [batch.rationale_ids[n] for n in explained]
-    weights_label = _token_weights(student, labels, batch.totals.label_tokens)
-    weights_rationale = _token_weights(student, rationales, batch.totals.rationale_tokens)
-    weights = torch.cat([loss_config.label_weight * weights_label, loss_config.rationale_weight * weights_rationale])
-    inputs = [batch.predict_ids[n] for n in labelled] + [batch.explain_ids[n] for n in explained]
-    loss, nll = _weighted_sum(student, inputs, labels + rationales, weights)
-    metrics = {
-        "label_loss": (weights_label * nll[: len(labels)]).sum(),
-        "rationale_loss": (weights_rationale * nll[len(labels) :]).sum(),
-    }
-    return loss, metrics
+    tasks = TwoTasks(student, batch)
+    loss, nll = _weighted_sum(student, tasks.inputs, tasks.targets, tasks.weights(loss_config))
+    return loss, tasks.metrics(nll)
+
+
+def mi_step(student: Student, batch: QuestionBatch, loss_config: LossConfig) -> tuple[torch.Tensor, Metrics]:
+    """DSS plus mi_weight * cross entropy between what rationale and label say at any position (Chen et al. 2024).
+
+    The variant `official` pads labels to the batch's longest and rationales to theirs, as the reference code does, and
+    takes the maximum over the padding too. Unlike the other methods, this one keeps the logits of all target tokens:
+    8 questions x (256 + 64) tokens x 32k in fp32 are 330 MB, and about three of that (logits, their log-softmax, its
+    gradient) exist at once.
+    """
+    tasks = TwoTasks(student, batch)
+    if not tasks.targets:
+        loss, metrics = dss_step(student, batch, loss_config)
+        return loss, metrics | {"mi_loss": torch.zeros_like(loss.detach())}
+    read = tasks.targets
+    if loss_config.mi_variant == "official":
+        totals, num_labels = batch.totals, len(tasks.labelled)
+        widths = [totals.longest_label] * num_labels + [totals.longest_rationale] * len(tasks.explained)
+        read = [[*ids, *[student.pad_id] * (width - len(ids))] for ids, width in zip(read, widths, strict=True)]
+    logits = student.target_logits(student.encode(tasks.inputs), range(len(tasks.inputs)), read)
+    log_p = [row_TV.log_softmax(dim=1) for row_TV in logits]
+    nll = torch.stack([_mean_nll(row_TV, ids) for row_TV, ids in zip(log_p, tasks.targets, strict=True)])
+    mi = _mutual_information(tasks, log_p, loss_config.mi_variant, batch.totals.with_both_targets)
+    loss = (tasks.weights(loss_config) * nll).sum() + loss_config.mi_weight * mi
+    return loss, tasks.metrics(nll.detach()) | {"mi_loss": mi.detach()}
+
+
+def _mean_nll(log_p_TV: torch.Tensor, target: Ids) -> torch.Tensor:
+    """l(r) of a target, whose padding comes after it."""
+    ids_T1 = on_device(target, log_p_TV.device)[:, None]
+    return -log_p_TV[: len(target)].gather(1, ids_T1).mean()
+
+
+def _mutual_information(
+    tasks: TwoTasks, log_p: Sequence[torch.Tensor], variant: str, num_questions: int
+) -> torch.Tensor:
+    """This batch's part of the mean over the questions that have both targets."""
+    row_of_label = {n: row for row, n in enumerate(tasks.labelled)}
+    pairs = [(row, row_of_label[n]) for row, n in enumerate(tasks.explained, len(tasks.labelled)) if n in row_of_label]
+    if not pairs:
+        return log_p[0].new_zeros(())
+    rationale_NV, label_NV = (
+        torch.stack([log_p[row].max(dim=0).values for row in rows]) for rows in zip(*pairs, strict=True)
+    )
+    return mutual_information_loss(rationale_NV, label_NV, variant, num_questions)
 
 
 class Candidates:
@@ -247,8 +318,10 @@ def step_loss(
 
     Of a part of a batch both are its contributions: summed over the parts they are those of the whole.
     """
-    if method == "finetune":
-        return finetune_step(student, batch)
     if method == "dss":
         return dss_step(student, batch, loss_config)
-    return qcrd_step(student, batch, loss_config)
+    if method == "mi":
+        return mi_step(student, batch, loss_config)
+    if method == "qcrd":
+        return qcrd_step(student, batch, loss_config)
+    return finetune_step(student, batch)  # finetune, distill_label, single_task: they differ in the target

@@ -110,12 +110,14 @@ class Passes(Protocol):
         self, encoded: Any, question_R: Sequence[int], targets: Sequence[Ids], weights_R: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]: ...
 
+    def target_logits(self, encoded: Any, question_R: Sequence[int], targets: Sequence[Ids]) -> list[torch.Tensor]: ...
+
     def start(self, rows: Sequence[Ids], max_new_tokens: int) -> Any: ...
 
 
 @dataclass
 class Student:
-    """A model with the ids that it needs. R targets, each of one of the encoded questions."""
+    """A model with the ids that it needs. R targets, each of one of the encoded questions; T tokens, V vocabulary."""
 
     model: PreTrainedModel
     pad_id: int
@@ -144,7 +146,7 @@ class Student:
         return contextlib.nullcontext()
 
     def encode(self, rows: Sequence[Ids]) -> Any:
-        """Encoder states of some questions, for the two calls below."""
+        """Encoder states of some questions, for the three calls below."""
         with self.precision():
             return self.passes.encode(rows)
 
@@ -164,6 +166,15 @@ class Student:
             return nothing.sum().requires_grad_(), nothing
         with self.precision():
             return self.passes.weighted_nll(encoded, question_R, targets, weights_R)
+
+    def target_logits(self, encoded: Any, question_R: Sequence[int], targets: Sequence[Ids]) -> list[torch.Tensor]:
+        """Teacher-forced logits of each target's tokens, (T, V) each, with gradient, in at least fp32.
+
+        All of them exist at once: for what is no sum of l(r). Tokens after the EOS are read like any other.
+        """
+        with self.precision():
+            logits = self.passes.target_logits(encoded, question_R, targets)
+        return [row.to(torch.promote_types(row.dtype, torch.float32)) for row in logits]
 
     @contextlib.contextmanager
     def decoder_dropout_off(self) -> Iterator[None]:

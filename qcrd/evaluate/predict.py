@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from qcrd.config import ExperimentConfig
 from qcrd.distill.discriminator import Discriminator
 from qcrd.distill.generation import generate
+from qcrd.distill.labels import greedy_labels
 from qcrd.distill.student import Student, encode_inputs
 from qcrd.records import Explanation, Prediction, Question
 from qcrd.seeding import generator
@@ -28,13 +29,7 @@ def predict_labels(
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
     """Greedy labels of some questions, in batches sorted by length."""
-    texts = [config.student.prefixes.predict + question.text for question in questions]
-    made = generate(
-        student, encode_inputs(tokenizer, texts, config.student.max_input_tokens),
-        max_new_tokens=config.student.max_label_tokens, batch_size=config.evaluation.batch_size,
-        on_progress=on_progress,
-    )  # fmt: skip
-    labels = [text.strip() for text in tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)]
+    labels = greedy_labels(config, student, tokenizer, questions, on_progress=on_progress)
     return [
         Prediction(q.id, q.split, checkpoint, label, task.answer_of(label), task.is_right(label, q))
         for q, label in zip(questions, labels, strict=True)

@@ -5,13 +5,12 @@ Knows tokenizers only as "text in, ids out": it is handed the two functions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from qcrd.config import ExperimentConfig
+from qcrd.rationales.single_task import Tokenize, encode_whole_targets, max_answer_tokens
 from qcrd.records import Example, Question, Rationale, Vote
-
-Tokenize = Callable[[Sequence[str], int], list[list[int]]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Truncation:
 def training_label(config: ExperimentConfig, question: Question, vote: Vote, rationales: Sequence[Rationale]) -> str:
     """The label text a question is trained on; empty where the teacher gave none.
 
-    With teacher labels, DSS takes the first sample's and QCRD the voted one.
+    Of the teacher's, QCRD takes the voted one and every other method the first sample's.
     """
     if config.train.labels == "gold":
         return question.label
@@ -45,7 +44,8 @@ def build_examples(
 ) -> tuple[list[Example], Truncation]:
     """One example for each question, none dropped; `rationales[q]` are in the order of sample index.
 
-    A rationale without text (a bare answer) is no rationale and is left out of both sides.
+    A rationale without text (a bare answer) is no rationale and is left out of both sides. For `single_task`
+    `label_ids` are rationale and label in one.
     """
     student = config.student
     sides = {q.id: [r for r in rationales[q.id] if r.answer is not None and r.text] for q in questions}
@@ -55,12 +55,17 @@ def build_examples(
     explain = [student.prefixes.explain + q.text for q in questions]
     long = 10**9
     full_inputs = [len(ids) for ids in tokenize_inputs(predict + explain, long)]
-    full_labels = [len(ids) for ids in tokenize_targets(labels, long)]
-    full_texts = [len(ids) for ids in tokenize_targets(texts, long)]
+    labels_cut = [len(ids) > student.max_label_tokens for ids in tokenize_targets(labels, long)]
+    rationales_cut = [len(ids) > student.max_target_tokens for ids in tokenize_targets(texts, long)]
     ids_of = dict(zip(texts, tokenize_targets(texts, student.max_target_tokens), strict=True))
     predict_ids = tokenize_inputs(predict, student.max_input_tokens)
     explain_ids = tokenize_inputs(explain, student.max_input_tokens)
     label_ids = tokenize_targets(labels, student.max_label_tokens)
+    if config.method == "single_task":
+        first_texts = [rationales[q.id][0].text if rationales[q.id] else "" for q in questions]
+        limit = max_answer_tokens(config)
+        label_ids, rationales_cut = encode_whole_targets(first_texts, labels, limit, tokenize_targets)
+        labels_cut = []
     examples = []
     for index, question in enumerate(questions):
         positives = [r.text for r in sides[question.id] if r.positive]
@@ -83,7 +88,7 @@ def build_examples(
         )
     cut = Truncation(
         inputs=sum(length > student.max_input_tokens for length in full_inputs),
-        labels=sum(length > student.max_label_tokens for length in full_labels),
-        rationales=sum(length > student.max_target_tokens for length in full_texts),
+        labels=sum(labels_cut),
+        rationales=sum(rationales_cut),
     )
     return examples, cut

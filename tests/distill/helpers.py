@@ -7,7 +7,14 @@ from collections.abc import Iterator
 from unittest.mock import patch
 
 import torch
-from transformers import BertConfig, EncoderDecoderConfig, EncoderDecoderModel, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    EncoderDecoderConfig,
+    EncoderDecoderModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from qcrd.config import ScratchConfig, StudentConfig
@@ -55,6 +62,16 @@ def bert_pair(dtype: str = "float64") -> Student:
     return as_student(model, tiny_tokenizer(), dtype, torch.device("cpu"))
 
 
+def gated_student() -> Student:
+    """T5 v1.1: gated feed-forward layers, output weights of their own."""
+    torch.manual_seed(1)
+    config = T5Config(
+        vocab_size=len(tiny_tokenizer()), d_model=16, d_kv=4, d_ff=24, num_layers=2, num_heads=2, dropout_rate=0.0,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+    )  # fmt: skip
+    return as_student(T5ForConditionalGeneration(config), tiny_tokenizer(), "float64", torch.device("cpu"))
+
+
 @contextlib.contextmanager
 def exact_norms() -> Iterator[None]:
     """transformers' T5 with norms in the dtype of its weights: it takes them in fp32 even in float64."""
@@ -90,3 +107,15 @@ def question_batch() -> QuestionBatch:
         quality_negatives=[[0.2], [0.1, 0.6], [0.3]],
         draws=[(0.7, 0.2), (0.1, 0.9), (0.5, 0.5)],
     )
+
+
+def gradients_of(loss: torch.Tensor, student: Student) -> dict[str, torch.Tensor]:
+    student.model.zero_grad(set_to_none=True)
+    loss.backward()
+    return {name: p.grad.clone() for name, p in student.model.named_parameters() if p.grad is not None}
+
+
+def assert_equal_gradients(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys() and ours
+    for name, value in theirs.items():
+        assert float((ours[name] - value).norm()) <= 1e-10 * max(float(value.norm()), 1e-3), name

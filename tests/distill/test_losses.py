@@ -11,6 +11,7 @@ from qcrd.distill.losses import (
     contrastive_coefficients,
     contrastive_loss,
     discriminator_loss,
+    mutual_information_loss,
     sequence_nll,
     token_mean_weights,
 )
@@ -166,3 +167,18 @@ def test_discriminator_loss_by_hand():
     only_first = mask_neg & torch.tensor([[True], [False]])
     assert float(discriminator_loss(pos, mask_pos, neg, only_first)) == pytest.approx(first, rel=1e-6)
     assert float(discriminator_loss(pos, mask_pos, neg, mask_neg & False)) == 0.0
+
+
+def test_mutual_information_by_hand():
+    p_rationale = torch.tensor([[0.6, 0.7], [0.2, 0.9]], dtype=torch.float64, requires_grad=True)
+    p_label = torch.tensor([[0.9, 0.4], [0.5, 0.5]], dtype=torch.float64, requires_grad=True)
+    masked = -(0.9 * math.log(0.6) + 0.4 * math.log(0.7) + 0.5 * math.log(0.2) + 0.5 * math.log(0.9))
+    again = [math.log(math.exp(0.6) + math.exp(0.7)), math.log(math.exp(0.2) + math.exp(0.9))]
+    official = -(0.9 * (0.6 - again[0]) + 0.4 * (0.7 - again[0]) + 0.5 * (0.2 - again[1]) + 0.5 * (0.9 - again[1]))
+    for variant, expected in (("masked", masked), ("official", official)):
+        loss = mutual_information_loss(p_rationale.log(), p_label.log(), variant, 4)
+        assert float(loss.detach()) == pytest.approx(expected / 4, rel=1e-12)  # two of four questions are elsewhere
+    loss.backward()
+    assert p_label.grad is None and p_rationale.grad is not None
+    with pytest.raises(ValueError, match="'both'; allowed: official, masked"):
+        mutual_information_loss(p_rationale.log(), p_label.log(), "both", 2)

@@ -6,6 +6,7 @@ from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Question, Rationale, Vote
 
 TEXTS = ["predict: explain: one two three four five six", "because one and two", "( 1 + 2 )", "wrong two"]
+TEXTS += ["So the answer is"]
 TOKENIZER = train_tokenizer(TEXTS * 5, 80)
 QUESTIONS = [Question("a", "train", "one two three", "( 1 + 2 )", "3"), Question("b", "train", "four", "six", "6")]
 RATIONALES = {
@@ -54,3 +55,27 @@ def test_teacher_labels_are_the_vote_for_qcrd_and_the_first_sample_for_dss():
     assert text(a.label_ids) == "( 1 + 2 )" and b.label_ids == []
     (a, _), _ = build(**{"train.labels": "teacher", "method": "dss"})
     assert text(a.label_ids) == "five"
+
+
+def test_single_task_has_rationale_and_label_in_one_target():
+    (a, b), cut = build(method="single_task")
+    assert text(a.label_ids) == "wrong two So the answer is ( 1 + 2 )"  # the first sample's, and the gold label
+    assert text(b.label_ids) == "So the answer is six"
+    assert text(a.predict_ids) == "predict: one two three"
+    assert vars(cut) == {"inputs": 0, "labels": 0, "rationales": 0}
+    (a, b), _ = build(**{"method": "single_task", "train.labels": "teacher"})
+    assert text(a.label_ids) == "wrong two So the answer is five" and b.label_ids == []
+
+
+def test_a_cut_single_task_target_keeps_its_label():
+    (end,) = encode_targets(TOKENIZER, ["So the answer is ( 1 + 2 )"], 99)
+    limits = {"student.max_target_tokens": "1", "student.max_label_tokens": str(len(end))}
+    (a, b), cut = build(method="single_task", **limits)
+    assert a.label_ids[1:] == end and a.label_ids[0] == encode_targets(TOKENIZER, ["wrong two"], 99)[0][0]
+    assert text(b.label_ids) == "So the answer is six"
+    assert vars(cut) == {"inputs": 0, "labels": 0, "rationales": 1}
+
+
+def test_distill_label_is_the_first_samples():
+    (a, b), _ = build(**{"train.labels": "teacher", "method": "distill_label"})
+    assert text(a.label_ids) == "five" and b.label_ids == []

@@ -1,0 +1,55 @@
+"""The one target of the method `single_task`: how it is written, how long it may be, how its label is read.
+
+Its target is the first sample's rationale, then "So the answer is", then the label (method.md section 9). Whoever reads
+a label through this module need not ask for the method. Knows tokenizers only as "text in, ids out".
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+
+from qcrd.config import ExperimentConfig
+
+PHRASE = "So the answer is"
+"""What stands between rationale and label."""
+
+Tokenize = Callable[[Sequence[str], int], list[list[int]]]
+
+
+def max_answer_tokens(config: ExperimentConfig) -> int:
+    """Limit of what a student writes when it is asked for a label, EOS included."""
+    student = config.student
+    rationale = student.max_target_tokens if config.method == "single_task" else 0
+    return rationale + student.max_label_tokens
+
+
+def label_of(config: ExperimentConfig, text: str) -> str:
+    """The label in what a student wrote when it was asked for one; empty where the phrase is missing."""
+    if config.method != "single_task":
+        return text.strip()
+    parts = re.split(re.escape(PHRASE), text, flags=re.IGNORECASE)  # an uncased tokenizer writes it small
+    return parts[-1].strip() if len(parts) > 1 else ""
+
+
+def encode_whole_targets(
+    rationales: Sequence[str], labels: Sequence[str], limit: int, tokenize_targets: Tokenize
+) -> tuple[list[list[int]], list[bool]]:
+    """Ids of each question's target, and whether its rationale was cut so that phrase, label and EOS fit into `limit`.
+
+    A question without a rationale has a target of phrase and label; one without a label has none. Raises `ValueError`
+    where `limit` does not hold phrase and label.
+    """
+    long = 10**9
+    ends = tokenize_targets([f" {PHRASE} {label}" for label in labels], long)  # the blank is a token's, for some
+    thoughts = [ids[:-1] for ids in tokenize_targets(rationales, long)]  # their EOS comes after the label
+    targets, cut = [], []
+    for label, thought, end in zip(labels, thoughts, ends, strict=True):
+        if len(end) > limit:
+            raise ValueError(
+                f"student.max_target_tokens + max_label_tokens: {limit} is not allowed; "
+                f"'{PHRASE} {label}' needs {len(end)} tokens"
+            )
+        targets.append([*thought[: limit - len(end)], *end] if label else [])
+        cut.append(bool(label) and len(thought) + len(end) > limit)
+    return targets, cut
