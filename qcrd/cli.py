@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -168,3 +169,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+# -- predict: a finished student answers, without a recipe and without Ray ------------------------------------------
+
+Trained = Annotated[
+    Path, typer.Argument(metavar="RUN", help="a run's output folder, a folder student/… in it, or a model folder")
+]
+Questions = Annotated[
+    str, typer.Argument(metavar="FILE", help='JSON lines, {"question": …}, with an id or not; -: stdin')
+]
+Explain = Annotated[bool, typer.Option("--explain", help="a rationale too, which the student is asked for separately")]
+Output = Annotated[Path | None, typer.Option(help="file to write, whole or not at all; default: standard output")]
+
+
+@app.command()
+def predict(student: Trained, file: Questions, explain: Explain = False, output: Output = None) -> None:
+    """Label questions with a finished student, one JSON line each: id, question, label (and rationale)."""
+    from qcrd.evaluate.ask import answer_file
+
+    answer_file(student, file, output, explain)

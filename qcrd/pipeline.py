@@ -30,7 +30,7 @@ from qcrd.teacher.build import check_teacher
 from qcrd.teacher.cost import CostEstimate, cost_rows, estimate_cost
 from qcrd.teacher.freeze import known_completion
 from qcrd.teacher.probe import samples_per_request
-from qcrd.teacher.requests import missing_mask, store_place, wanted_samples
+from qcrd.teacher.requests import asked_splits, missing_mask, store_place, wanted_samples
 from qcrd.teacher.store import SampleStore
 from qcrd.tracking import RunRecord, read_metrics
 
@@ -137,7 +137,9 @@ def _planned_samples(config: ExperimentConfig, questions: Artifact | None, downl
     task, teacher = get_task(config.task.name), config.teacher
     limit = train_limit(task, config)
     if questions is None and is_download(config.task.path) and not download:
-        total = (limit or task.sizes(config.task)["train"]) * teacher.num_samples
+        sizes = dict(task.sizes(config.task))
+        sizes["train"] = limit or sizes["train"]
+        total = sum(sizes[split] for split in asked_splits(teacher)) * teacher.num_samples
         return PlannedStage("samples", "to run", f"at most {total} {_ASKED[teacher.kind]}; --download shows the price")
     rows = load_questions(task, config.task, limit) if questions is None else _questions_of(questions)
     wanted, store = wanted_samples(config, task, rows), SampleStore(store_place(config))
@@ -173,7 +175,8 @@ def _work(config: ExperimentConfig, stage: str) -> str:
         steps = f"{train.steps} steps of {train.global_batch_size} questions"
         return f"{steps} in {iterations} iterations of {length}{workers}"
     if stage == "predictions":
-        return f"{3 * (sizes['validation'] + sizes['test'])} labels"
+        tested = min(sizes["test"], config.evaluation.test_limit or sizes["test"])
+        return f"{3 * (sizes['validation'] + tested)} labels"
     return ""
 
 

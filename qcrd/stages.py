@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from qcrd.artifacts import folder_digest
 from qcrd.config import ExperimentConfig, ScratchConfig
@@ -31,11 +31,12 @@ from qcrd.records import Example, Question, Rationale, Sample, Vote, iter_rows, 
 from qcrd.report.report import write_report
 from qcrd.tasks import get_task, load_questions, train_limit
 from qcrd.tasks.parsers import get_parser
-from qcrd.teacher.requests import model_settings, read_prompt
+from qcrd.teacher.requests import asked_splits, model_settings, read_prompt
 from qcrd.teacher.sample import sample
 from qcrd.tracking import RunRecord
 
 Summary = dict[str, Any]
+Judged = TypeVar("Judged", Vote, Rationale)
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,8 @@ def _make_questions(run: StageRun) -> Summary:
 def _samples_settings(config: ExperimentConfig) -> dict[str, Any]:
     task = get_task(config.task.name)
     settings = {"num_samples": config.teacher.num_samples, **model_settings(config.teacher, task)}
+    if (splits := asked_splits(config.teacher)) != ["train"]:  # else an artifact keeps the name that it had before
+        settings["splits"] = splits
     return settings | {"prompt": read_prompt(config.teacher, task)}
 
 
@@ -151,22 +154,26 @@ def _rationales_settings(config: ExperimentConfig) -> dict[str, Any]:
 def _make_rationales(run: StageRun) -> Summary:
     config = run.config
     parse = get_parser(config.teacher.parser, get_task(config.task.name))
-    questions = read_rows(run.inputs["questions"] / "questions.parquet", Question)
-    train = {question.id: question for question in questions if question.split == "train"}
+    questions = {q.id: q for q in read_rows(run.inputs["questions"] / "questions.parquet", Question)}
     votes: list[Vote] = []
     rationales: list[Rationale] = []
     samples = iter_rows(run.inputs["samples"] / "samples.parquet", Sample)
     for id_, rows in groupby(samples, lambda row: row.question_id):  # they lie question by question
         used = [row for row in rows if row.index < config.rationales.num_samples]
-        vote, judged = judge_question(train[id_], used, parse, config.rationales.positives)
+        vote, judged = judge_question(questions[id_], used, parse, config.rationales.positives)
         votes.append(vote)
         rationales += judged
     write_rows(run.out / "votes.parquet", Vote, votes)
     write_rows(run.out / "rationales.parquet", Rationale, rationales)
-    numbers = statistics(votes, rationales)
+    numbers = statistics(_of_train(votes, questions), _of_train(rationales, questions))
     (run.out / "statistics.json").write_text(json.dumps(numbers, indent=2) + "\n")
     _show_statistics(run, numbers)
     return numbers
+
+
+def _of_train(rows: Sequence[Judged], questions: Mapping[str, Question]) -> list[Judged]:
+    """Those of training questions: nothing that was said about another one is ever counted or learnt from."""
+    return [row for row in rows if questions[row.question_id].split == "train"]
 
 
 def _show_statistics(run: StageRun, numbers: Summary) -> None:
@@ -211,13 +218,13 @@ def _training_set_settings(config: ExperimentConfig) -> dict[str, Any]:
 
 def _make_training_set(run: StageRun) -> Summary:
     config = run.config
-    questions = read_rows(run.inputs["questions"] / "questions.parquet", Question)
-    train_questions = [q for q in questions if q.split == "train"]
+    questions = {q.id: q for q in read_rows(run.inputs["questions"] / "questions.parquet", Question)}
+    train_questions = [q for q in questions.values() if q.split == "train"]
     votes = {q.id: Vote(q.id, None, None, 0.0, False, 0, 0) for q in train_questions}
     rationales: dict[str, list[Rationale]] = {q.id: [] for q in train_questions}
     if "rationales" in run.inputs:
         votes = {v.question_id: v for v in read_rows(run.inputs["rationales"] / "votes.parquet", Vote)}
-        for row in read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale):
+        for row in _of_train(read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale), questions):
             rationales[row.question_id].append(row)
     student = config.student
     if student.kind == "scratch" and student.scratch.tokenizer is None:
@@ -265,7 +272,7 @@ def _judge_settings(config: ExperimentConfig) -> dict[str, Any]:
 def _make_judge(run: StageRun) -> Summary:
     questions = {q.id: q for q in read_rows(run.inputs["questions"] / "questions.parquet", Question)}
     sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
-    for row in read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale):
+    for row in _of_train(read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale), questions):
         if row.answer is not None and row.text:
             sides[row.question_id][0 if row.positive else 1].append(row.text)
     judged = [JudgedQuestion(id_, questions[id_].text, *both) for id_, both in sides.items()]
@@ -321,8 +328,8 @@ def _make_student(run: StageRun) -> Summary:
 
 def _predictions_settings(config: ExperimentConfig) -> dict[str, Any]:
     return {
-        "num_examples": config.evaluation.num_examples,
-        "batch_size": config.evaluation.batch_size,
+        **config.evaluation.model_dump(exclude={"validation_limit"}),
+        "task_seed": config.task.seed,
         "top_k": config.negatives.top_k,
         "max_new_tokens": config.negatives.max_new_tokens,
         "seed": config.seed,
@@ -364,7 +371,9 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         ),
         "judge": Stage("judge", 2, ("questions", "rationales"), _judge_settings, _make_judge, True),
         "student": Stage("student", 2, trained, _student_settings, _make_student, False),
-        "predictions": Stage("predictions", 3, (*trained, "student"), _predictions_settings, _make_predictions, False),
+        "predictions": Stage(
+            "predictions", 4, (*rationales, *trained, "student"), _predictions_settings, _make_predictions, False
+        ),
         "report": Stage("report", 3, every, report_settings, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]

@@ -36,7 +36,7 @@ class ReportData:
     predictions: list[Prediction]
     explanations: list[Explanation]
     scores: list[Score]
-    evaluation: dict[str, float]
+    evaluation: dict[str, Any]
 
     def subject(self) -> str:
         """Method and task for titles; it says so where the teacher is simulated."""

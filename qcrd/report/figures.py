@@ -136,8 +136,8 @@ def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return kernel(grid) + kernel(-grid) + kernel(2 - grid)
 
 
-def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[float]]) -> Path:
-    """The judge's scores of each source of rationales (the paper's Figure 6).
+def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[float]], questions: str) -> Path:
+    """The judge's scores of each source of rationales to some `questions` (the paper's Figure 6).
 
     A source with few or equal scores is drawn as a histogram, since a kernel density needs a spread.
     """
@@ -158,7 +158,7 @@ def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[floa
     axes.set_ylim(bottom=0)
     axes.set_xlabel("judge's score of the rationale")
     axes.set_ylabel("density")
-    axes.set_title(f"Score densities: {subject}\ntraining questions held out of the judge's pretraining", fontsize=11)
+    axes.set_title(f"Score densities: {subject}\n{questions}", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     figure.tight_layout()

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qcrd.evaluate.metrics import EXPLAINING
 from qcrd.records import Example, Score
 from qcrd.report.data import ReportData
 from qcrd.report.markdown import NOT_MEASURED, cell, count, number, percent, table
@@ -28,6 +29,9 @@ def flow_section(data: ReportData) -> list[str]:
     rows = [["questions", split, str(splits[split])] for split in ("train", "validation", "test")]
     if data.samples is not None:
         rows.append(["samples", "asked for", str(len(data.samples))])
+        train = {question.id for question in data.questions if question.split == "train"}
+        if other := sum(sample.question_id not in train for sample in data.samples):
+            rows.append(["samples", "of them to questions that are only scored, never learnt from", str(other)])
         errors = Counter(sample.error for sample in data.samples if sample.error)
         rows.append(["samples", "with an error instead of a text", str(errors.total())])
         rows += [["samples", f"error: {cell(reason, 120)}", str(n)] for reason, n in errors.most_common(10)]
@@ -113,28 +117,52 @@ def _teacher_rows(example: Example, scores: Sequence[Score]) -> list[list[str]]:
     return rows
 
 
+def _rationale_lines(data: ReportData) -> list[str]:
+    """Whether the student's rationales go with the answers."""
+    lines = ["## Rationales of the student", ""]
+    if data.config.method not in EXPLAINING:
+        why = f"The method `{data.config.method}` teaches no rationales, so its student was not asked for any."
+        return [*lines, why, ""]
+    explained = data.evaluation.get("eval/test_explained")
+    names = {
+        "rationale_accuracy": "state the gold answer",
+        "consistency": "state the answer that the label task predicts",
+    }
+    rows = [[title, percent(data.evaluation.get(f"eval/test_{key}")), count(explained)] for key, title in names.items()]
+    return [*lines, *table(["greedy rationales to test questions that", "share", "n"], rows)]
+
+
+def _shown_questions(data: ReportData) -> list[str]:
+    """Test questions, explained ones where there are any, and the training questions that the student explained."""
+    greedy = [row for row in data.explanations if row.temperature == 0]
+    test = [row.question_id for row in greedy if row.split == "test"]
+    test = test or [p.question_id for p in data.predictions if p.checkpoint == "best" and p.split == "test"]
+    train = [row.question_id for row in greedy if row.split == "train"]
+    return test[: data.config.evaluation.num_examples] + train
+
+
 def examples_section(data: ReportData) -> list[str]:
-    """Questions with what the student said, and the teacher where it was asked: training questions only."""
-    lines = ["## Examples", ""]
+    """Questions with what the student said, and the teacher to training questions, where it was asked."""
+    lines = [*_rationale_lines(data), "## Examples", ""]
     questions = {question.id: question for question in data.questions}
     examples = {example.question_id: example for example in data.examples}
     predicted = {p.question_id: p for p in data.predictions if p.checkpoint == "best"}
-    greedy = [row for row in data.explanations if row.temperature == 0]
-    if not greedy:
-        lines += [f"Student rationales: {NOT_MEASURED}.", ""]
-    for row in greedy:
-        question = questions[row.question_id]
-        prediction = predicted.get(row.question_id)
+    explained = {row.question_id: row for row in data.explanations if row.temperature == 0}
+    shown_questions = _shown_questions(data)
+    for question_id in shown_questions:
+        question = questions[question_id]
+        prediction = predicted.get(question_id)
         shown = [["question", cell(question.text), ""], ["gold label", cell(question.label), ""]]
         verdict = "" if prediction is None else ("right" if prediction.right else "wrong")
         shown.append(["predicted label", NOT_MEASURED if prediction is None else cell(prediction.text), verdict])
-        if row.question_id in examples:
-            shown += _teacher_rows(examples[row.question_id], data.scores)
-        cut = " (cut at the token limit)" if row.truncated else ""
-        shown.append([f"student, greedy{cut}", cell(row.text), number(row.score)])
-        lines += [f"### {row.split} question {cell(row.question_id, 80)}", ""]
+        if question_id in examples:
+            shown += _teacher_rows(examples[question_id], data.scores)
+        if (row := explained.get(question_id)) is not None:
+            cut = " (cut at the token limit)" if row.truncated else ""
+            shown.append([f"student, greedy{cut}", cell(row.text), number(row.score)])
+        lines += [f"### {question.split} question {cell(question_id, 80)}", ""]
         lines += table(["", "text", "score"], shown)
-    if any(row.question_id in examples for row in greedy):
+    if any(question_id in examples for question_id in shown_questions):
         return lines
     return lines + _teacher_examples(data)
 
@@ -147,7 +175,7 @@ def _teacher_examples(data: ReportData) -> list[str]:
     lines = ["### What the teacher said", ""]
     if data.statistics is None:
         return [*lines, why_no_teacher(data), ""]
-    lines += ["The teacher is asked training questions only, so these are not the questions above.", ""]
+    lines += ["These are training questions, not those above.", ""]
     if not both:
         return [*lines, "No training question has both a positive and a negative rationale.", ""]
     labels = {question.id: question.label for question in data.questions}

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from qcrd.evaluate.verdicts import ComparisonResult
 from qcrd.records import Explanation, Score
 
 Place = tuple[str, str, int]
@@ -37,30 +38,6 @@ class CellResult:
     @property
     def place(self) -> Place:
         return self.row, self.column, self.seed
-
-
-@dataclass(frozen=True)
-class ComparisonResult:
-    """A judge LLM's verdicts on one column at one temperature (Table 7), over both orders of each pair.
-
-    A verdict that flips with the order is a tie. `items`: question id → "first", "tie" or "second". `agreement`: share
-    of the pairs whose two orders gave the same verdict. `unparsed`: pairs left out, since a reply could not be read.
-    """
-
-    column: str
-    first: str
-    second: str
-    temperature: float
-    items: Mapping[str, str]
-    agreement: float
-    unparsed: int
-    judge: str
-    """The judge's name for people; it says so where the judge is simulated."""
-
-    def counts(self) -> tuple[int, int, int]:
-        """How often the first was better, neither, the second."""
-        verdicts = list(self.items.values())
-        return verdicts.count("first"), verdicts.count("tie"), verdicts.count("second")
 
 
 @dataclass(frozen=True)

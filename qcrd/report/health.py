@@ -96,6 +96,13 @@ def scores_by_source(data: ReportData) -> dict[str, list[float]]:
     return named
 
 
+def scored_questions(data: ReportData) -> str:
+    """Whose rationales the judge scored."""
+    if data.evaluation.get("scored_split") == "test":
+        return "test questions"
+    return "training questions held out of the judge's pretraining"
+
+
 def judge_section(data: ReportData) -> list[str]:
     """How well the judge separates, how often it was updated, and the densities of its scores."""
     lines = ["## Judge", ""]
@@ -128,12 +135,14 @@ def judge_section(data: ReportData) -> list[str]:
             for name, v in scores.items()
         ],
     )
+    seen = "its later online updates may have visited them"
+    if data.evaluation.get("scored_split") == "test":
+        seen = "neither the student nor the judge was trained on any of them"
     return [
         *lines,
         "![Score densities](figures/score_densities.png)",
         "",
-        "The questions are training questions held out of the judge's pretraining; its later online updates may have "
-        "visited them. The judge is the one at the end of training.",
+        f"The questions are {scored_questions(data)}; {seen}. The judge is the one at the end of training.",
         "",
     ]
 

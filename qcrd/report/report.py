@@ -19,6 +19,7 @@ from qcrd.report.health import (
     health_metrics,
     health_section,
     judge_section,
+    scored_questions,
     scores_by_source,
     warnings_of,
 )
@@ -103,7 +104,7 @@ def _draw(data: ReportData, folder: Path) -> None:
     if data.config.method == "qcrd":
         loss_health(folder / "loss_health.png", data.subject(), data.metric_rows, data.config.loss.margin)
     if scores := scores_by_source(data):
-        score_densities(folder / "score_densities.png", data.subject(), scores)
+        score_densities(folder / "score_densities.png", data.subject(), scores, scored_questions(data))
 
 
 def _title(data: ReportData) -> list[str]:

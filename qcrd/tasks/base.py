@@ -28,8 +28,8 @@ Parser = Callable[[str, Question], ParsedSample | None]
 """Reads a raw completion to a question; None where it has no answer."""
 
 
-class Task(Protocol):
-    """The interface of a task module."""
+class Prompted(Protocol):
+    """The part of a task's interface that asking a language model needs."""
 
     NAME: str
     STOP: tuple[str, ...]
@@ -40,6 +40,16 @@ class Task(Protocol):
     """The task's own few-shot prompt."""
     SIMULATED: bool
     """Whether questions carry the facts that the simulated teacher needs."""
+
+    @staticmethod
+    def format_prompt(few_shot: str, question: str) -> str:
+        """The text that the teacher completes."""
+        ...
+
+
+class Task(Prompted, Protocol):
+    """The interface of a task module."""
+
     PARSERS: Mapping[str, Parser]
     """Further ways to read a completion, for `teacher.parser`; `task` is `parse`."""
 
@@ -72,11 +82,6 @@ class Task(Protocol):
     @staticmethod
     def load(config: TaskConfig) -> list[Question]:
         """All questions of all splits, in a fixed order, before `train_limit`."""
-        ...
-
-    @staticmethod
-    def format_prompt(few_shot: str, question: str) -> str:
-        """The text that the teacher completes."""
         ...
 
     @staticmethod

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
-from qcrd.tasks.base import Task
+from qcrd.tasks.base import Prompted
 from qcrd.teacher.base import Teacher
 from qcrd.teacher.cost import check_budget
 from qcrd.teacher.imported import ImportedTeacher, import_identity
@@ -20,7 +20,7 @@ from qcrd.teacher.store import SampleStore, StoreError
 from qcrd.teacher.vllm_engine import VllmTeacher
 
 
-def check_teacher(config: ExperimentConfig, task: Task) -> None:
+def check_teacher(config: ExperimentConfig, task: Prompted) -> None:
     """Raise `ConfigError` for what can be known to be wrong before the first request."""
     teacher = config.teacher
     if task.ANSWER_PHRASE not in read_prompt(teacher, task):

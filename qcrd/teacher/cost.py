@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from qcrd.config import ConfigError, Settings, TeacherConfig
 from qcrd.records import Question
-from qcrd.tasks.base import Task
+from qcrd.tasks.base import Prompted
 from qcrd.teacher.requests import Wanted, read_prompt, split_calls
 
 PRICES = Path(__file__).with_name("prices.json")
@@ -192,7 +192,7 @@ def _size(text: str) -> int:
 
 
 def _prompt_tokens(
-    counter: TokenCounter, config: TeacherConfig, task: Task, questions: Sequence[Question]
+    counter: TokenCounter, config: TeacherConfig, task: Prompted, questions: Sequence[Question]
 ) -> np.ndarray:
     """Tokens of each question's prompt (int64).
 
@@ -249,7 +249,7 @@ class CostEstimate:
 
 
 def estimate_cost(
-    config: TeacherConfig, task: Task, wanted: Wanted, missing: np.ndarray, known_completion: tuple[int, int] | None
+    config: TeacherConfig, task: Prompted, wanted: Wanted, missing: np.ndarray, known_completion: tuple[int, int] | None
 ) -> CostEstimate:
     """What the missing samples (bool, shape of `wanted.keys`) cost: one call a sample or several samples a call, each
     online and, for an endpoint, in batch mode. `known_completion`: completion tokens and number of stored replies.

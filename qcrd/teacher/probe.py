@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from qcrd.config import ConfigError, ExperimentConfig
-from qcrd.tasks.base import Task
+from qcrd.tasks.base import Prompted
 from qcrd.teacher.asking import Asker, Leases, Stopped
 from qcrd.teacher.base import Answer, TeacherError
 from qcrd.teacher.build import build_teacher, make_limits
@@ -65,7 +65,7 @@ class Probed:
 
 
 def probe(
-    config: ExperimentConfig, task: Task, wanted: Wanted, missing: np.ndarray, store: SampleStore, spent_usd: float,
+    config: ExperimentConfig, task: Prompted, wanted: Wanted, missing: np.ndarray, store: SampleStore, spent_usd: float,
     price: Price | None, is_proven: bool,
 ) -> Probed:  # fmt: skip
     """Make the first call that is missing.
@@ -80,7 +80,7 @@ def probe(
 
 
 async def _probe(
-    config: ExperimentConfig, task: Task, wanted: Wanted, calls: np.ndarray, store: SampleStore, spent_usd: float,
+    config: ExperimentConfig, task: Prompted, wanted: Wanted, calls: np.ndarray, store: SampleStore, spent_usd: float,
     price: Price | None, is_proven: bool, n: int | None,
 ) -> Probed:  # fmt: skip
     teacher_config = config.teacher.model_copy(update={"max_attempts": min(ATTEMPTS, config.teacher.max_attempts)})

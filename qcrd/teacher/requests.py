@@ -19,7 +19,7 @@ from qcrd.artifacts import digest_of, folder_digest
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import SEPARATOR, Question
 from qcrd.seeding import stable_seed
-from qcrd.tasks.base import Task
+from qcrd.tasks.base import Prompted
 from qcrd.teacher.base import Call
 from qcrd.teacher.imported import import_identity
 from qcrd.teacher.store import KEY_TYPE, StoreIndex, question_key, sample_key
@@ -28,12 +28,12 @@ _ANY_QUESTION = f"QUESTION{SEPARATOR}QUESTION"
 """Stands for the question where the prompt is identified; tasks whose questions have two texts read it too."""
 
 
-def prompt_path(config: TeacherConfig, task: Task) -> Path:
+def prompt_path(config: TeacherConfig, task: Prompted) -> Path:
     """The few-shot prompt: `teacher.prompt`, else the task's own."""
     return Path(config.prompt) if config.prompt else task.PROMPT
 
 
-def read_prompt(config: TeacherConfig, task: Task) -> str:
+def read_prompt(config: TeacherConfig, task: Prompted) -> str:
     """The few-shot examples as text. Raises `ConfigError` where the file is missing."""
     path = prompt_path(config, task)
     if not path.is_file():
@@ -41,7 +41,7 @@ def read_prompt(config: TeacherConfig, task: Task) -> str:
     return path.read_text(encoding="utf-8")
 
 
-def model_settings(config: TeacherConfig, task: Task) -> dict[str, Any]:
+def model_settings(config: TeacherConfig, task: Prompted) -> dict[str, Any]:
     """Everything but prompt, question and index that changes a reply."""
     if config.kind == "imported":
         return {"kind": "imported", **import_identity(config.imported)}
@@ -64,6 +64,11 @@ def model_settings(config: TeacherConfig, task: Task) -> dict[str, Any]:
     return settings | ({"extra_body": config.extra_body} if config.extra_body else {})
 
 
+def asked_splits(config: TeacherConfig) -> list[str]:
+    """`teacher.splits` in the one order in which they are asked, each once."""
+    return [split for split in ("train", "validation", "test") if split in config.splits]
+
+
 def store_place(config: ExperimentConfig) -> str:
     """Folder or URL of the sample store."""
     return config.teacher.store or str(Path(config.output).resolve() / "store")
@@ -71,8 +76,8 @@ def store_place(config: ExperimentConfig) -> str:
 
 @dataclass(frozen=True)
 class Wanted:
-    """The samples an experiment wants. `keys`: KEY_TYPE, (training questions, teacher.num_samples); `identity` is the
-    digest of all in them but question and index."""
+    """The samples an experiment wants. `keys`: KEY_TYPE, (questions that are asked, teacher.num_samples); `identity` is
+    the digest of all in them but question and index."""
 
     identity: str
     questions: Sequence[Question]
@@ -95,8 +100,9 @@ class Wanted:
         return mask.reshape(self.keys.shape)
 
 
-def wanted_samples(config: ExperimentConfig, task: Task, questions: Sequence[Question]) -> Wanted:
-    """`teacher.num_samples` samples of each training question, in the questions' order.
+def wanted_samples(config: ExperimentConfig, task: Prompted, questions: Sequence[Question]) -> Wanted:
+    """`teacher.num_samples` samples of each question of `teacher.splits`: the training questions first, each split in
+    the questions' order.
 
     Two questions with one text have the same keys. Raises `ConfigError` for a missing prompt or imported file.
     """
@@ -107,14 +113,14 @@ def wanted_samples(config: ExperimentConfig, task: Task, questions: Sequence[Que
         "model": model_settings(config.teacher, task),
     }
     digest = digest_of(identity)
-    train = [question for question in questions if question.split == "train"]
+    asked = [question for split in asked_splits(config.teacher) for question in questions if question.split == split]
     count = config.teacher.num_samples
     keys = bytearray()
-    for question in train:
+    for question in asked:
         of_question = question_key(digest, question.text)
         for index in range(count):
             keys += sample_key(of_question, index)
-    return Wanted(digest, train, np.frombuffer(bytes(keys), KEY_TYPE).reshape(len(train), count))
+    return Wanted(digest, asked, np.frombuffer(bytes(keys), KEY_TYPE).reshape(len(asked), count))
 
 
 def missing_mask(wanted: Wanted, index: StoreIndex, retry_errors: bool) -> np.ndarray:
@@ -143,7 +149,9 @@ def split_calls(missing: np.ndarray, samples_per_request: int) -> np.ndarray:
     return np.array(calls, dtype=np.int32).reshape(-1, 3)
 
 
-def build_call(config: TeacherConfig, task: Task, few_shot: str, question: Question, first: int, count: int) -> Call:
+def build_call(
+    config: TeacherConfig, task: Prompted, few_shot: str, question: Question, first: int, count: int
+) -> Call:
     """The call for samples `first` to `first + count - 1` of a question."""
     indices = tuple(range(first, first + count))
     return Call(

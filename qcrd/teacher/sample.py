@@ -27,8 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import Question
-from qcrd.tasks import get_task
-from qcrd.tasks.base import Task
+from qcrd.tasks.base import Prompted
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped, all_of
 from qcrd.teacher.base import TeacherError
 from qcrd.teacher.batch import resume_batches, run_batches
@@ -88,7 +87,7 @@ class Job:
     """What each actor is told. No key is in it: each reads that for itself."""
 
     teacher: TeacherConfig
-    task: str
+    task: Prompted
     few_shot: str
     identity: str
     store: str
@@ -101,7 +100,7 @@ class SamplingActor:
     def __init__(self, job: Job, limits: Any, data: list[Any]) -> None:
         """`data` holds references to the table of questions and to imported completions."""
         self._job, self._limits = job, limits
-        self._task = get_task(job.task)
+        self._task = job.task
         self._questions, self._completions = ray.get(data)
         self._slots: int = ray.get(limits.slots.remote())  # pyright: ignore[reportAssignmentType]
         self._asker: Asker | None = None
@@ -134,7 +133,7 @@ class SamplingActor:
 
     async def _ask(self, row: int, first: int, count: int) -> Asked:
         assert self._asker is not None
-        question = Question(**self._questions.slice(row, 1).to_pylist()[0], split="train", answer="")
+        question = Question(**self._questions.slice(row, 1).to_pylist()[0], split="", answer="")
         of_question = question_key(self._job.identity, question.text)
         keys = [sample_key(of_question, index) for index in range(first, first + count)]
         try:
@@ -200,7 +199,7 @@ class Sampling:
     """A sampling job in progress."""
 
     config: ExperimentConfig
-    task: Task
+    task: Prompted
     wanted: Wanted
     store: SampleStore
     price: Price | None
@@ -288,7 +287,7 @@ class Sampling:
         actor_class: Any = ray.remote(LimitsActor)
         limits = actor_class.options(num_cpus=0, scheduling_strategy=here).remote(teacher, spent)
         few_shot = read_prompt(teacher, self.task)
-        job = Job(teacher, self.task.NAME, few_shot, self.wanted.identity, self.store.place, self.price)
+        job = Job(teacher, self.task, few_shot, self.wanted.identity, self.store.place, self.price)
         rows = self.wanted.questions
         table = pa.table({name: [getattr(row, name) for row in rows] for name in ("id", "text", "label", "facts")})
         started = time.perf_counter()
@@ -382,11 +381,11 @@ class Sampling:
 
 
 def sample(
-    config: ExperimentConfig, task: Task, questions: Sequence[Question], out: Path, on_progress: OnProgress,
+    config: ExperimentConfig, task: Prompted, questions: Sequence[Question], out: Path, on_progress: OnProgress,
     retry_errors: bool = False, accept_missing: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write all samples of the training questions to the Parquet file `out`: from the store where they are there, else
-    from the teacher. Returns counts of the samples and of this start.
+    """Write all samples of the questions of `teacher.splits` to the Parquet file `out`: from the store where they are
+    there, else from the teacher. Returns counts of the samples and of this start.
 
     Ray must be running where something is missing. A request that fails for good becomes an error row, which is asked
     again only with `retry_errors`. With `accept_missing` nobody is asked, and what is missing becomes an error row.
