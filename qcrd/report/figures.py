@@ -1,4 +1,7 @@
-"""The report's plots, as PNG files. Knows rows of numbers, nothing about folders, stages or Markdown."""
+"""The report's plots: a PNG file where the path names one, PNG and SVG where it has no suffix.
+
+Knows rows of numbers, nothing about folders, stages or Markdown.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
+matplotlib.rcParams["svg.hashsalt"] = "qcrd"  # the same plot gives the same file
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -39,9 +43,12 @@ class Panel:
     """A step to mark, such as that of the chosen checkpoint."""
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=130)
+    if not path.suffix:
+        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
     return path
 
@@ -93,7 +100,7 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -
         axes.set_visible(False)
     figure.suptitle(title, fontsize=12)
     figure.tight_layout()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def learning_curves(path: Path, subject: str, rows: Sequence[Row], best_step: int | None) -> Path:
@@ -136,8 +143,13 @@ def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return kernel(grid) + kernel(-grid) + kernel(2 - grid)
 
 
-def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[float]]) -> Path:
-    """The judge's scores of each source of rationales (the paper's Figure 6).
+HELD_OUT = "training questions held out of the judge's pretraining"
+
+
+def score_densities(
+    path: Path, subject: str, scores: Mapping[str, Sequence[float]], questions: str = HELD_OUT
+) -> Path:
+    """The judge's scores of each source of rationales (the paper's Figure 6). `questions`: which ones, for the title.
 
     A source with few or equal scores is drawn as a histogram, since a kernel density needs a spread.
     """
@@ -158,8 +170,8 @@ def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[floa
     axes.set_ylim(bottom=0)
     axes.set_xlabel("judge's score of the rationale")
     axes.set_ylabel("density")
-    axes.set_title(f"Score densities: {subject}\ntraining questions held out of the judge's pretraining", fontsize=11)
+    axes.set_title(f"Score densities: {subject}\n{questions}", fontsize=11)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     figure.tight_layout()
-    return _save(figure, path)
+    return save(figure, path)

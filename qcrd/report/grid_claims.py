@@ -44,7 +44,7 @@ class Tested:
     @property
     def shown(self) -> bool:
         """Whether the claim is significant after Holm, and in its own direction."""
-        return self.test is not None and self.test.difference > 0 and (self.p_holm or 0.0) < LEVEL
+        return self.test is not None and self.test.difference > 0 and self.p_holm is not None and self.p_holm < LEVEL
 
     def verdict(self) -> str:
         """The claim, whether it is shown, and all that is needed to judge that, in one line."""
