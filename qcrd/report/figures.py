@@ -13,7 +13,6 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-matplotlib.rcParams["svg.hashsalt"] = "qcrd"  # the same plot gives the same file
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,7 +47,8 @@ def save(figure: Figure, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=130)
     if not path.suffix:
-        figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        with matplotlib.rc_context({"svg.hashsalt": "qcrd"}):  # with the date left out: equal plots give equal files
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
     return path
 
@@ -146,9 +146,7 @@ def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
 HELD_OUT = "training questions held out of the judge's pretraining"
 
 
-def score_densities(
-    path: Path, subject: str, scores: Mapping[str, Sequence[float]], questions: str = HELD_OUT
-) -> Path:
+def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[float]], questions: str = HELD_OUT) -> Path:
     """The judge's scores of each source of rationales (the paper's Figure 6). `questions`: which ones, for the title.
 
     A source with few or equal scores is drawn as a histogram, since a kernel density needs a spread.

@@ -59,7 +59,7 @@ class Tested:
         if test.seeds < self.expected_seeds:
             seeds += f" of {self.expected_seeds}"
         difference = f"{100 * test.difference:+.1f} points [{100 * test.low:.1f}, {100 * test.high:.1f}]"
-        found = "they differ on too few items for any difference to be found"
+        found = "no true difference would have been found with 80 % power"
         if test.detectable is not None:
             found = f"a true difference of {100 * test.detectable:.1f} points would have been found with 80 % power"
         one = " (one seed: about these two students, not about other seeds)" if test.seeds == 1 else ""

@@ -97,7 +97,8 @@ def training_share(path: Path, grid: Grid, summaries: Mapping[tuple[str, str], S
     figure, drawn = _panels(len(tasks), 3.4, across=2)
     for axes, task in zip(drawn, tasks, strict=True):
         own = sorted(
-            (one for one in found if one.cell.config.task.name == task), key=lambda one: one.cell.config.task.train_share
+            (one for one in found if one.cell.config.task.name == task),
+            key=lambda one: one.cell.config.task.train_share,
         )
         for method in dict.fromkeys(one.cell.config.method for one in own):
             line = [one for one in own if one.cell.config.method == method]

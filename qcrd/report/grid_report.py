@@ -113,18 +113,15 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 def _write_results(path: Path, grid: Grid, results: GridResults) -> None:
     """One line a cell and seed. Shares lie in [0, 1], the paper's, too."""
-    header = ["row", "column", "seed", "measure", "value", "items", "source"]
+    with_paper = not grid.simulated
+    header = ["row", "column", "seed", "measure", "value", "items", *(["paper_value"] if with_paper else []), "source"]
     rows: list[list[object]] = []
     for one in grid.cells:
+        scale = 100 if one.measure in SHARES else 1
+        printed: list[object] = ["" if one.paper is None else round(one.paper.value / scale, 6)] if with_paper else []
         for result in results.of(one.row, one.column):
-            rows.append(
-                [one.row, one.column, result.seed, one.measure, result.value, len(result.right) or "", result.source]
-            )
-            if not grid.simulated:
-                scale = 100 if one.measure in SHARES else 1
-                rows[-1].insert(6, "" if one.paper is None else round(one.paper.value / scale, 6))
-    if not grid.simulated:
-        header.insert(6, "paper_value")
+            measured = [one.row, one.column, result.seed, one.measure, result.value, len(result.right) or ""]
+            rows.append([*measured, *printed, result.source])
     _write(path, header, rows)
 
 

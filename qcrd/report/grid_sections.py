@@ -19,12 +19,13 @@ _COUNTS = frozenset({"train_size", "validation_size", "test_size"})
 _METHODS = (
     "Test accuracies: mean over the seeds and 95 % interval. With one seed the interval is Wilson's and covers the "
     "choice of test questions only; with several it covers seeds and questions, both taken as random (crossed random "
-    "effects, Wilson's form with the effective number of questions, Student's t)."
+    "effects, Wilson's form with the effective number of questions, Cochran's weighted t quantiles)."
 )
 _TESTS = (
     "Paired tests on the same test questions and seeds, two-sided at 5 %: one seed, exact McNemar (which says nothing "
-    "about other seeds); several, a t test whose variance covers seeds and questions. Holm's correction runs over the "
-    "claims that were tested; `shown` means that Holm's p is below 0.05. Intervals are 95 %, without correction."
+    "about other seeds); several, a t test whose variance covers seeds and questions (Cochran's weighted quantiles). "
+    "Holm's correction runs over the claims that were tested; `shown` means that Holm's p is below 0.05. Intervals are "
+    "95 %, without correction."
 )
 
 
