@@ -62,7 +62,7 @@ class ReportData:
         return sum(int(value) for _, value in series(self.metric_rows, "judge/updates"))
 
 
-def series(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
+def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
     """(step, value) of the rows that have a finite value of `key`."""
     return [(row["step"], float(row[key])) for row in rows if key in row and math.isfinite(row[key])]
 

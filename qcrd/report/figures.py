@@ -1,4 +1,7 @@
-"""The report's plots, as PNG files. Knows rows of numbers, nothing about folders, stages or Markdown."""
+"""The report's plots: a PNG file where the path names one, PNG and SVG where it has no suffix.
+
+Knows rows of numbers, nothing about folders, stages or Markdown.
+"""
 
 from __future__ import annotations
 
@@ -22,6 +25,7 @@ from qcrd.report.data import Row, series
 
 SMOOTHED_FROM = 100
 """Lines of more points than this are drawn pale, with a running mean over a twentieth of them."""
+HELD_OUT = "training questions held out of the judge's pretraining"
 KERNEL_WIDTH = 0.02
 """Smallest kernel width of a score density: a judge that is sure of itself would else give a needle."""
 
@@ -39,9 +43,13 @@ class Panel:
     """A step to mark, such as that of the chosen checkpoint."""
 
 
-def _save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure and close it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=130)
+    if not path.suffix:
+        with matplotlib.rc_context({"svg.hashsalt": "qcrd"}):  # with the date left out: equal plots give equal files
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
     return path
 
@@ -93,7 +101,7 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -
         axes.set_visible(False)
     figure.suptitle(title, fontsize=12)
     figure.tight_layout()
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def learning_curves(path: Path, subject: str, rows: Sequence[Row], best_step: int | None) -> Path:
@@ -162,4 +170,4 @@ def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[floa
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     figure.tight_layout()
-    return _save(figure, path)
+    return save(figure, path)

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from qcrd.records import Score
 from qcrd.report.data import ReportData, Row, series
+from qcrd.report.figures import HELD_OUT
 from qcrd.report.markdown import NOT_MEASURED, number, percent, table
 
 HINGE_MINIMUM = 0.05
@@ -87,10 +90,10 @@ def health_section(data: ReportData) -> list[str]:
     return [*lines, "![Loss health](figures/loss_health.png)", ""]
 
 
-def scores_by_source(data: ReportData) -> dict[str, list[float]]:
+def scores_by_source(scores: Sequence[Score]) -> dict[str, list[float]]:
     """Scores of each source, under the name to show."""
     named: dict[str, list[float]] = {}
-    for score in data.scores:
+    for score in scores:
         name = SOURCES.get(score.source) or score.source.replace("student_", "student, τ = ")
         named.setdefault(name, []).append(score.score)
     return named
@@ -98,9 +101,18 @@ def scores_by_source(data: ReportData) -> dict[str, list[float]]:
 
 def scored_questions(data: ReportData) -> str:
     """Whose rationales the judge scored."""
-    if data.evaluation.get("scored_split") == "test":
-        return "test questions"
-    return "training questions held out of the judge's pretraining"
+    return "test questions" if data.evaluation.get("scored_split") == "test" else HELD_OUT
+
+
+def score_table(scores: Mapping[str, Sequence[float]]) -> list[str]:
+    """Size, mean and upper share of each source's scores."""
+    return table(
+        ["source", "n", "mean score", "share above 0.7"],
+        [
+            [name, str(len(v)), number(sum(v) / len(v)), percent(sum(x > 0.7 for x in v) / len(v))]
+            for name, v in scores.items()
+        ],
+    )
 
 
 def judge_section(data: ReportData) -> list[str]:
@@ -125,21 +137,15 @@ def judge_section(data: ReportData) -> list[str]:
     lines += ["AUROC and mean scores: end of pretraining, on the questions held out of it.", ""]
     lines += table(["judge", "value"], rows)
     lines += ["### Densities of its scores (Figure 6)", ""]
-    scores = scores_by_source(data)
+    scores = scores_by_source(data.scores)
     if not scores:
         return [*lines, f"Scores: {NOT_MEASURED}.", ""]
-    lines += table(
-        ["source", "n", "mean score", "share above 0.7"],
-        [
-            [name, str(len(v)), number(sum(v) / len(v)), percent(sum(x > 0.7 for x in v) / len(v))]
-            for name, v in scores.items()
-        ],
-    )
     seen = "its later online updates may have visited them"
     if data.evaluation.get("scored_split") == "test":
         seen = "neither the student nor the judge was trained on any of them"
     return [
         *lines,
+        *score_table(scores),
         "![Score densities](figures/score_densities.png)",
         "",
         f"The questions are {scored_questions(data)}; {seen}. The judge is the one at the end of training.",
@@ -188,7 +194,7 @@ def _hinge_warnings(data: ReportData) -> list[str]:
     return []
 
 
-def truncated_share(rows: Sequence[Row]) -> float | None:
+def truncated_share(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """Share of truncated negatives over the whole run, each iteration weighted by its number of negatives."""
     counted = [row for row in rows if "negatives/truncated" in row and row.get("negatives/count", 1) > 0]
     total = sum(row.get("negatives/count", 1) for row in counted)

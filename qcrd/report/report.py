@@ -103,7 +103,7 @@ def _draw(data: ReportData, folder: Path) -> None:
     learning_curves(folder / "learning_curves.png", data.subject(), data.metric_rows, best_step(data))
     if data.config.method == "qcrd":
         loss_health(folder / "loss_health.png", data.subject(), data.metric_rows, data.config.loss.margin)
-    if scores := scores_by_source(data):
+    if scores := scores_by_source(data.scores):
         score_densities(folder / "score_densities.png", data.subject(), scores, scored_questions(data))
 
 
