@@ -94,7 +94,7 @@ def spread_of(values: Matrix) -> Spread:
     noise's part `E` = Vn/(S·I) once, A + (B - E) is unbiased. Two cuts keep it from falling below what is certain:
     B - E at 0, and A at E (the variance is then B, that of the items alone).
 
-    Why not Satterthwaite's degrees of freedom, the usual choice: A has 2 of them with 3 seeds and is often far too small
+    Why not Satterthwaite's degrees of freedom, the usual choice: A has 2 of them with 3 seeds and is often too small
     by chance; the result then seems to rest on the items' many. Simulated tests at 5 % so rejected a true null in up to
     8 % of the cases, with Cochran's weighted quantile in up to 5 %. Its price: only 1 to 2 % where seeds do not matter.
     """
