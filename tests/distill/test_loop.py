@@ -177,7 +177,7 @@ def test_a_checkpoint_of_other_settings_is_refused(data: TrainingData, whole: tu
         {"method": "distill_label", "train.labels": "teacher"},
         {"method": "dss"},
         {"method": "mi"},
-        {"method": "mi", "loss.mi_variant": "masked", "train.micro_batch_size": "2"},
+        {"method": "mi", "loss.mi_variant": "masked", "student.dtype": "bfloat16", "train.micro_batch_size": "2"},
         {"discriminator.enabled": "false"},
         {"negatives.num_samples": "0"},
         {"negatives.source": "teacher"},
