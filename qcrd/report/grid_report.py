@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qcrd.grid import SHARES, Grid
 from qcrd.report.differences import differences_section
-from qcrd.report.grid_claims import Summary, Tested, subject_of, summarise, tested_claims
+from qcrd.report.grid_claims import Summary, Tested, check_claims, subject_of, summarise
 from qcrd.report.grid_data import GridResults
 from qcrd.report.grid_details import densities_section, health_section, temperatures_section
 from qcrd.report.grid_figures import grid_curves, results_chart, training_share
@@ -39,7 +39,7 @@ def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mappin
     figures.mkdir(parents=True, exist_ok=True)
     found = {(one.row, one.column): summarise(grid, results, one) for one in grid.cells}
     summaries = {place: one for place, one in found.items() if one is not None}
-    tested = tested_claims(grid, results)
+    tested = check_claims(grid, results)
     lines = [
         f"# {shown(subject_of(grid))}",
         "",

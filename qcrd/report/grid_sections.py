@@ -71,7 +71,7 @@ def results_section(grid: Grid, results: GridResults, summaries: Mapping[tuple[s
         line = [shown(row)]
         for column in grid.columns:
             cell, summary = grid.cell(row, column), summaries.get((row, column))
-            line.append("" if cell is None else MISSING if summary is None else shown(_summary_text(summary)))
+            line.append("" if cell is None else MISSING if summary is None else _summary_text(summary))
             if _has_paper(grid, column):
                 line.append(_paper_text(cell, flags))
         rows.append(line)
@@ -118,7 +118,7 @@ def claims_section(tested: Sequence[Tested]) -> list[str]:
     """One plain verdict a claim."""
     if not tested:
         return []
-    lines = [f"- {shown(one.verdict(), 2000)}" for one in tested]
+    lines = [f"- {one.verdict(shown)}" for one in tested]
     return ["## Verdicts", "", *lines, "", _TESTS, ""]
 
 
