@@ -131,7 +131,11 @@ def test_our_values_stand_beside_the_papers(report: Report) -> None:
 
 def test_how_it_was_made(report: Report) -> None:
     text, page_text, _, out = report
-    assert "| commit | 0123abc |" in text and "| QCRD | SVAMP | 1 | runs/QCRD/1 |" in text
+    assert (
+        "| commit | 0123abc |" in text
+        and "| seeds | 0, 1, 2 |" in text
+        and "| QCRD | SVAMP | 1 | runs/QCRD/1 |" in text
+    )
     assert "1 A100 &amp; &lt;2&gt; cores" in page_text
     for name in ("results", "learning_curves"):
         assert (out / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
