@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -46,11 +46,15 @@ class Tested:
         """Whether the claim is significant after Holm, and in its own direction."""
         return self.test is not None and self.test.difference > 0 and self.p_holm is not None and self.p_holm < LEVEL
 
-    def verdict(self) -> str:
-        """The claim, whether it is shown, and all that is needed to judge that, in one line."""
-        subject = f"{self.claim.better} > {self.claim.worse} on {self.claim.column}"
+    def verdict(self, escaped: Callable[[str], str] = str) -> str:
+        """The claim, whether it is shown, and all that is needed to judge that, in one line.
+
+        Names go through `escaped`.
+        """
+        better, worse, column = (escaped(name) for name in (self.claim.better, self.claim.worse, self.claim.column))
+        subject = f"{better} > {worse} on {column}"
         if self.test is None or self.p_holm is None:
-            return f"{subject}: not tested: {self.reason}"
+            return f"{subject}: not tested: {escaped(self.reason)}"
         test = self.test
         word = "shown" if self.shown else "not shown"
         if self.p_holm < LEVEL and test.difference < 0:
@@ -101,7 +105,7 @@ def summarise(grid: Grid, results: GridResults, cell: Cell) -> Summary | None:
     return Summary(cell, float(np.mean(values)), low, high, len(found), len(grid.seeds_of(cell)), items)
 
 
-def tested_claims(grid: Grid, results: GridResults) -> list[Tested]:
+def check_claims(grid: Grid, results: GridResults) -> list[Tested]:
     """Every claim of the grid, tested where it can be; Holm over those tested. None where the teacher is simulated."""
     if grid.simulated:
         return []

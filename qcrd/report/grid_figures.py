@@ -76,11 +76,11 @@ def results_chart(path: Path, grid: Grid, summaries: Mapping[tuple[str, str], Su
         if printed and not grid.simulated:
             axes.plot(*zip(*printed, strict=True), "D", color="C1", fillstyle="none", label="paper")
         axes.set_yticks(range(len(rows)), [plain(row) for row in rows], fontsize=9)
-        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.set_ylim(len(rows) + 0.4, -0.5)  # the last line is the legend's
         axes.set_xlabel(unit)
         axes.set_title(plain(column), fontsize=10)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=8)
+        axes.legend(fontsize=8, loc="lower center", ncols=2)
     _finish(figure, subject_of(grid), path)
     return True
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qcrd.grid import SHARES, Grid
 from qcrd.report.differences import differences_section
-from qcrd.report.grid_claims import Summary, Tested, subject_of, summarise, tested_claims
+from qcrd.report.grid_claims import Summary, Tested, check_claims, subject_of, summarise
 from qcrd.report.grid_data import GridResults
 from qcrd.report.grid_details import densities_section, health_section, temperatures_section
 from qcrd.report.grid_figures import grid_curves, results_chart, training_share
@@ -23,6 +23,7 @@ from qcrd.report.grid_sections import (
     judge_is_simulated,
     made_section,
     missing_places,
+    missing_section,
     results_section,
 )
 from qcrd.report.html_page import page
@@ -39,13 +40,14 @@ def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mappin
     figures.mkdir(parents=True, exist_ok=True)
     found = {(one.row, one.column): summarise(grid, results, one) for one in grid.cells}
     summaries = {place: one for place, one in found.items() if one is not None}
-    tested = tested_claims(grid, results)
+    tested = check_claims(grid, results)
     lines = [
         f"# {shown(subject_of(grid))}",
         "",
         *_simulated_note(grid),
-        *results_section(grid, results, summaries),
+        *results_section(grid, summaries),
         *_figure("Values and intervals", "results", results_chart(figures / "results", grid, summaries)),
+        *missing_section(grid, results),
         *claims_section(tested),
         *comparisons_section(grid, results),
     ]
@@ -59,7 +61,7 @@ def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mappin
     if grid_curves(figures / "learning_curves", grid, results):
         lines += ["## Learning curves", "", "Accuracy on the validation questions, mean over the finished seeds.", ""]
         lines += _figure("Learning curves", "learning_curves", True)
-    lines += [*health_section(grid, results), *differences_section(grid), *made_section(results, about)]
+    lines += [*health_section(grid, results), *differences_section(grid), *made_section(grid, results, about)]
     text = "\n".join(lines).rstrip() + "\n"
     (out / "report.md").write_text(text, encoding="utf-8")
     (out / "report.html").write_text(page(text, subject_of(grid), figures), encoding="utf-8")

@@ -25,7 +25,7 @@ _TESTS = (
     "Paired tests on the same test questions and seeds, two-sided at 5 %: one seed, exact McNemar (which says nothing "
     "about other seeds); several, a t test whose variance covers seeds and questions (Cochran's weighted quantiles). "
     "Holm's correction runs over the claims that were tested; `shown` means that Holm's p is below 0.05. Intervals are "
-    "95 %, without correction."
+    "95 % and the power is that of one test at 5 %, both without correction."
 )
 
 
@@ -58,7 +58,7 @@ def missing_places(grid: Grid, results: GridResults) -> dict[tuple[str, str, str
     return found
 
 
-def results_section(grid: Grid, results: GridResults, summaries: Mapping[tuple[str, str], Summary]) -> list[str]:
+def results_section(grid: Grid, summaries: Mapping[tuple[str, str], Summary]) -> list[str]:
     """The table: our mean and interval beside the paper's value, with the flags as footnotes."""
     flags: dict[str, int] = {}
     header = [shown(grid.row_title)]
@@ -71,21 +71,23 @@ def results_section(grid: Grid, results: GridResults, summaries: Mapping[tuple[s
         line = [shown(row)]
         for column in grid.columns:
             cell, summary = grid.cell(row, column), summaries.get((row, column))
-            line.append("" if cell is None else MISSING if summary is None else shown(_summary_text(summary)))
+            line.append("" if cell is None else MISSING if summary is None else _summary_text(summary))
             if _has_paper(grid, column):
                 line.append(_paper_text(cell, flags))
         rows.append(line)
     lines = ["## Results", "", *table(header, rows)]
     lines += [line for text, number in flags.items() for line in (f"†{number}: {shown(text)}", "")]
-    lines += _notes(grid, summaries)
-    if missing := missing_places(grid, results):
-        lines += ["### Missing", ""]
-        listed = [
-            [shown(row), shown(column), ", ".join(map(str, seeds)), shown(reason)]
-            for (row, column, reason), seeds in missing.items()
-        ]
-        lines += table([shown(grid.row_title), "column", "seeds", "why there is no number"], listed)
-    return lines
+    return lines + _notes(summaries)
+
+
+def missing_section(grid: Grid, results: GridResults) -> list[str]:
+    """Why there are numbers missing; nothing where there are none."""
+    listed = [
+        [shown(row), shown(column), ", ".join(map(str, seeds)), shown(reason)]
+        for (row, column, reason), seeds in missing_places(grid, results).items()
+    ]
+    header = [shown(grid.row_title), "column", "seeds", "why there is no number"]
+    return ["## Missing", "", *table(header, listed)] if listed else []
 
 
 def _ours(grid: Grid, column: str) -> str:
@@ -103,12 +105,12 @@ def _paper_text(cell: Cell | None, flags: dict[str, int]) -> str:
     return f"{text} †{flags.setdefault(cell.paper.flag, len(flags) + 1)}" if cell.paper.flag else text
 
 
-def _notes(grid: Grid, summaries: Mapping[tuple[str, str], Summary]) -> list[str]:
+def _notes(summaries: Mapping[tuple[str, str], Summary]) -> list[str]:
     lines = []
     items = {one.cell.column: one.items for one in summaries.values() if one.items}
     if items:
         sizes = ", ".join(f"{column} {count}" for column, count in items.items())
-        lines += [_METHODS, "", f"Seeds: {', '.join(map(str, grid.seeds))}. Test questions: {shown(sizes)}.", ""]
+        lines += [_METHODS, "", f"Test questions: {shown(sizes)}.", ""]
     if any(one.cell.measure == "training_hours" for one in summaries.values()):
         lines += ["Training hours: mean and range over the seeds, measured on the machine named below.", ""]
     return lines
@@ -118,7 +120,7 @@ def claims_section(tested: Sequence[Tested]) -> list[str]:
     """One plain verdict a claim."""
     if not tested:
         return []
-    lines = [f"- {shown(one.verdict(), 2000)}" for one in tested]
+    lines = [f"- {one.verdict(shown)}" for one in tested]
     return ["## Verdicts", "", *lines, "", _TESTS, ""]
 
 
@@ -162,8 +164,9 @@ def _counts(result: ComparisonResult) -> list[str]:
     return [counts, percent(result.agreement), str(result.unparsed), shown(result.judge)]
 
 
-def made_section(results: GridResults, about: Mapping[str, str]) -> list[str]:
-    """Command, commit, hardware and whatever else the caller says, and the source of every number."""
-    lines = ["## How it was made", "", *table(["what", "value"], [[shown(k), shown(v)] for k, v in about.items()])]
+def made_section(grid: Grid, results: GridResults, about: Mapping[str, str]) -> list[str]:
+    """Command, commit, hardware and whatever else the caller says, the seeds, and the source of every number."""
+    told = {**about, "seeds": ", ".join(map(str, grid.seeds))}
+    lines = ["## How it was made", "", *table(["what", "value"], [[shown(k), shown(v)] for k, v in told.items()])]
     sources = [[shown(one.row), shown(one.column), str(one.seed), shown(one.source)] for one in results.cells]
     return lines + table(["row", "column", "seed", "source"], sources)

@@ -63,11 +63,11 @@ class Spread:
         return float(of_items + self.of_seeds / self.variance * (of_seeds - of_items))
 
     def p_value(self, mean: float) -> float:
-        """Two-sided p of a mean against 0: where the quantile reaches it. 0 below 1e-300."""
+        """Two-sided p of a mean against 0: where the quantile reaches it. 0 where it is below 1e-100."""
         errors = abs(mean) / math.sqrt(self.variance)
-        if self.quantile(1e-300) <= errors:
+        if self.quantile(1e-100) <= errors:
             return 0.0
-        exponent = _root(lambda power: self.quantile(10**power) - errors, -300.0, math.log10(0.5) + 1e-9)
+        exponent = _root(lambda power: self.quantile(10**power) - errors, -100.0, math.log10(0.5) + 1e-9)
         return min(1.0, 2 * 10**exponent)
 
     def detectable(self) -> float | None:
@@ -94,7 +94,7 @@ def spread_of(values: Matrix) -> Spread:
     noise's part `E` = Vn/(S·I) once, A + (B - E) is unbiased. Two cuts keep it from falling below what is certain:
     B - E at 0, and A at E (the variance is then B, that of the items alone).
 
-    Why not Satterthwaite's degrees of freedom, the usual choice: A has 2 of them with 3 seeds and is often too small
+    Why not the usual degrees of freedom, Satterthwaite's: with 3 seeds A has only 2 of them and is often far too small
     by chance; the result then seems to rest on the items' many. Simulated tests at 5 % so rejected a true null in up to
     8 % of the cases, with Cochran's weighted quantile in up to 5 %. Its price: only 1 to 2 % where seeds do not matter.
     """

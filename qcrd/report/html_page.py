@@ -31,7 +31,7 @@ def page(markdown: str, title: str, figures: Path) -> str:
 
     Raises `FileNotFoundError` where there is none.
     """
-    parser = MarkdownIt("commonmark", {"html": False}).enable("table")
+    parser = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
     parser.disable(["link", "autolink", "reference"])
     parser.inline.ruler.push("line_break", _line_break)
 
