@@ -1,4 +1,4 @@
-"""A whole run whose teacher is asked test questions too, and its student in `qcrd predict`, in a process without Ray."""
+"""A whole run whose teacher is asked test questions too, and its student in `qcrd predict`, in a process with no Ray."""
 
 from __future__ import annotations
 
