@@ -1,4 +1,4 @@
-"""A whole run whose teacher is asked test questions too, and its student in `qcrd predict`, in a process with no Ray."""
+"""A whole run whose teacher is asked test questions too; `qcrd predict` on its student, in a process without Ray."""
 
 from __future__ import annotations
 
