@@ -14,7 +14,7 @@ from qcrd.cli import main
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.student import load_student
 from qcrd.evaluate import ask
-from qcrd.evaluate.ask import AskedQuestion, answer_file, read_questions, student_folder
+from qcrd.evaluate.ask import AskedQuestion, answer_file, label_in, read_questions, student_folder
 from qcrd.evaluate.predict import explain, predict_labels
 from qcrd.records import Question
 from qcrd.tasks import get_task
@@ -108,6 +108,13 @@ def test_the_student_is_found_or_the_choice_is_listed(output: Path, tmp_path: Pa
     assert (
         str(caught.value) == f"RUN: '{tmp_path}' has 2 students; give one of {tmp_path}/student/a, {tmp_path}/student/b"
     )
+
+
+def test_a_label_behind_an_answer_phrase():
+    single = {"answer_phrase": "So the answer is"}
+    assert label_in({}, " so the answer is 3 ") == "so the answer is 3"
+    assert label_in(single, "So the answer is 2? No. so the answer is ( 1 + 2 ) ") == "( 1 + 2 )"
+    assert label_in(single, "3") == ""
 
 
 def test_what_is_missing_is_said(output: Path, tmp_path: Path):
