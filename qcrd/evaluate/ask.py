@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -99,11 +100,20 @@ class LoadedStudent:
         return self.tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)
 
     def labels(self, questions: list[AskedQuestion]) -> list[str]:
-        """The label of each question: all that the student writes."""
-        return [text.strip() for text in self.write(questions, "predict", "max_label_tokens")]
+        """The label of each question."""
+        return [label_in(self.settings, text) for text in self.write(questions, "predict", "max_label_tokens")]
 
     def rationales(self, questions: list[AskedQuestion]) -> list[str]:
         return [text.strip() for text in self.write(questions, "explain", "max_target_tokens")]
+
+
+def label_in(settings: Mapping[str, Any], text: str) -> str:
+    """The label in what a student writes when it is asked for one: all of it, or with `answer_phrase` in `qcrd.json`
+    what follows the phrase's last occurrence; empty where the phrase is missing."""
+    if "answer_phrase" not in settings:
+        return text.strip()
+    parts = re.split(re.escape(settings["answer_phrase"]), text, flags=re.IGNORECASE)
+    return parts[-1].strip() if len(parts) > 1 else ""
 
 
 def load(folder: Path) -> LoadedStudent:

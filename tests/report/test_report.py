@@ -6,7 +6,7 @@ import json
 import math
 import struct
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from qcrd.records import (
     Sample,
     Score,
     Vote,
+    read_rows,
     write_rows,
 )
 from qcrd.report.markdown import cell, table
@@ -49,6 +50,8 @@ class World:
     text: str = "I add 2 and 3"
     summaries: dict[str, dict[str, Any]] = field(default_factory=dict)
     without: tuple[str, ...] = ()
+    explained: int = 7
+    evaluation: dict[str, Any] = field(default_factory=dict)
 
     def write(self) -> tuple[str, dict[str, float], Path]:
         """Write the folders and the report. Returns the report's text, the metrics and the folder."""
@@ -158,7 +161,10 @@ class World:
                 metrics[f"eval/{split}_standard_error_{name}"] = math.sqrt(share * (1 - share) / size)
         write_rows(folder / "predictions.parquet", Prediction, rows)
         judged = "judge" not in self.without
-        told = [Explanation(f"test-{i}", "test", 0.0, 0, self.text, i == 0, 0.75 if judged else None) for i in range(5)]
+        metrics |= self.evaluation
+        score = 0.75 if judged else None
+        told = [Explanation(f"test-{i}", "test", 0.0, 0, self.text, i == 0, score) for i in range(self.explained)]
+        told += [Explanation(f"test-{i}", "test", 0.7, 0, "warm", False, score) for i in range(self.explained)]
         write_rows(folder / "explanations.parquet", Explanation, told)
         scores = [Score(f"train-{q}", "teacher_positive", 0.85 + 0.01 * k) for q in range(12, 15) for k in range(3)]
         scores += [Score(f"train-{q}", "teacher_negative", 0.11) for q in range(12, 15)]
@@ -369,6 +375,39 @@ def test_examples_show_teacher_and_student(default_report: Report) -> None:
     assert "| teacher, positive | I add 2 and 3 | 0.850 |" in text
     assert "| teacher, negative | I add 2 and 3 (wrong) | 0.110 |" in text
     assert "| teacher, positive | I add 2 and 3 | not measured |" in text  # not among the scored questions
+
+
+def test_rationales_and_answers(tmp_path: Path) -> None:
+    world = World(tmp_path / "a", make_config())
+    world.evaluation = {
+        "eval/test_explained": 7, "eval/test_rationale_accuracy": 0.4, "eval/test_consistency": 0.6,
+        "scored_split": "test",
+    }  # fmt: skip
+    text, _, _ = world.write()
+    assert "| state the gold answer | 40.0 % | 7 |" in text.splitlines()
+    assert "| state the answer that the label task predicts | 60.0 % | 7 |" in text.splitlines()
+    assert "The questions are test questions; neither the student nor the judge was trained on any of them." in text
+    assert "held out of" not in text.split("### Densities")[1] and "| warm |" not in text
+    without = World(tmp_path / "b", make_config(method="finetune"), without=("samples", "rationales", "judge"))
+    without.explained = 0
+    text, _, _ = without.write()
+    assert "The method `finetune` teaches no rationales, so its student was not asked for any." in text
+    assert text.count("### test question") == 5 and "student, greedy" not in text
+    assert text.count("| predicted label | I add 2 and 3 | right |") == 5
+
+
+def test_samples_of_other_questions_are_counted_apart(tmp_path: Path) -> None:
+    world = World(tmp_path, make_config())
+    assert "only scored" not in world.write()[0]
+    rows = read_rows(tmp_path / "samples" / "x-0123" / "samples.parquet", Sample)
+    rows += [replace(row, question_id=f"test-{n}") for n, row in enumerate(rows[-3:])]
+    write_rows(tmp_path / "samples" / "x-0123" / "samples.parquet", Sample, rows)
+    inputs = {path.name: path / "x-0123" for path in tmp_path.iterdir() if path.name != "report"}
+    (tmp_path / "again").mkdir()
+    write_report(world.config, inputs, {}, tmp_path / "again")
+    text = (tmp_path / "again" / "report.md").read_text()
+    assert "| samples | of them to questions that are only scored, never learnt from | 3 |" in text.splitlines()
+    assert "| samples | asked for | 103 |" in text.splitlines()
 
 
 def test_figures_are_pictures(default_report: Report) -> None:
