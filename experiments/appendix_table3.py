@@ -2,7 +2,7 @@
 (which is trained first), the teacher's own negatives by self-consistency.
 """
 
-from experiments.settings import claims, columns, config, seeds, svamp_cells
+from experiments.settings import claims, columns, config, seeds, svamp_cells, titled
 from qcrd.config import ExperimentConfig
 from qcrd.grid import Grid
 
@@ -35,7 +35,7 @@ def recipe(preset: str = "paper") -> Grid:
     cells = svamp_cells(preset, rows, (68.0, 69.0, 68.5, 66.5, 64.5))
     return Grid(
         name="appendix-table3",
-        title="Appendix Table 3: sources of negatives on SVAMP, T5-base",
+        title=titled(preset, "Appendix Table 3: sources of negatives", "SVAMP, T5-base"),
         row_title="negatives",
         cells=tuple(cells),
         seeds=seeds(preset),

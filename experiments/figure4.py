@@ -5,7 +5,7 @@ A smaller share is a part of a larger one (by `task.seed`). The shares are ours:
 80,000: their cells are one training, and only 12.5 % (68,671) differs.
 """
 
-from experiments.settings import METHODS, claims, columns, config, seeds
+from experiments.settings import METHODS, claims, columns, config, seeds, titled
 from qcrd.grid import Cell, Grid
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
@@ -23,7 +23,7 @@ def recipe(preset: str = "paper") -> Grid:
     ]  # fmt: skip
     return Grid(
         name="figure4",
-        title="Figure 4: test accuracy against the share of the training set, T5-base",
+        title=titled(preset, "Figure 4: test accuracy against the share of the training set", "T5-base"),
         row_title="method, share",
         cells=tuple(cells),
         seeds=seeds(preset),

@@ -2,7 +2,7 @@
 student's samples at τ 1.5 and 2.0. The teacher is asked the test questions too, for scoring only.
 """
 
-from experiments.settings import seeds, svamp_cells
+from experiments.settings import seeds, svamp_cells, titled
 from qcrd.grid import Grid
 
 
@@ -10,7 +10,7 @@ def recipe(preset: str = "paper") -> Grid:
     cells = svamp_cells(preset, {"QCRD": {"teacher.splits": ("train", "test")}}, (69.0,))
     return Grid(
         name="figure6",
-        title="Figure 6: densities of the judge's scores on test questions, T5-base",
+        title=titled(preset, "Figure 6: densities of the judge's scores on test questions", "T5-base"),
         cells=tuple(cells),
         seeds=seeds(preset)[:1],
         figures=("score_densities",),

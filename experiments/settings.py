@@ -46,6 +46,11 @@ def check_preset(preset: str) -> None:
         raise ConfigError(f"--preset: {preset!r} is not allowed; the presets are {', '.join(PRESETS)}")
 
 
+def titled(preset: str, title: str, subject: str) -> str:
+    """A grid's title; a smoke run has another subject, which its report names."""
+    return title if preset == "smoke" else f"{title}, {subject}"
+
+
 def seeds(preset: str) -> tuple[int, ...]:
     return (0,) if preset == "smoke" else (0, 1, 2)
 

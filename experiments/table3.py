@@ -4,7 +4,7 @@ The teacher's two rows are read off its stored samples of the training questions
 votes): the paper's values for CQA and ANLI1 fit no test split, but they fit the training split.
 """
 
-from experiments.settings import FLAG, METHODS, claims, columns, config, printed, seeds
+from experiments.settings import FLAG, METHODS, claims, columns, config, printed, seeds, titled
 from qcrd.grid import Cell, Grid
 
 TEACHER = {"GPT-3.5": ("sample_accuracy", (66.30, 78.21, 66.27)),
@@ -32,7 +32,7 @@ def recipe(preset: str = "paper") -> Grid:
             cells.append(Cell(row=row, column=title, config=settings, paper=paper))
     return Grid(
         name="table3",
-        title="Table 3: students trained on the teacher's labels, T5-base",
+        title=titled(preset, "Table 3: students trained on the teacher's labels", "T5-base"),
         cells=tuple(cells),
         seeds=seeds(preset),
         claims=claims(cells, "QCRD", ["DSS", "MI"]),

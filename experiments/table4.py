@@ -4,7 +4,7 @@ ED: all positives by vote instead of the first sample; NK: negatives; QJ: the qu
 are lost in the paper's text: this is the reading of the method's page. Without all three it is DSS.
 """
 
-from experiments.settings import claims, seeds, svamp_cells
+from experiments.settings import claims, seeds, svamp_cells, titled
 from qcrd.grid import Grid
 
 ROWS = {
@@ -21,7 +21,7 @@ def recipe(preset: str = "paper") -> Grid:
     steps = [one for better, worse in zip(rows[1:], rows, strict=False) for one in claims(cells, better, [worse])]
     return Grid(
         name="table4",
-        title="Table 4: the parts of QCRD on SVAMP, T5-base",
+        title=titled(preset, "Table 4: the parts of QCRD", "SVAMP, T5-base"),
         row_title="parts",
         cells=tuple(cells),
         seeds=seeds(preset),

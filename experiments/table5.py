@@ -1,6 +1,6 @@
 """Table 5: five ways from many rationales to one loss, on SVAMP with T5-base."""
 
-from experiments.settings import claims, seeds, svamp_cells
+from experiments.settings import claims, seeds, svamp_cells, titled
 from qcrd.grid import Grid
 
 ROWS = {
@@ -16,7 +16,7 @@ def recipe(preset: str = "paper") -> Grid:
     cells = svamp_cells(preset, ROWS, (69.0, 67.0, 66.5, 65.0, 66.0))
     return Grid(
         name="table5",
-        title="Table 5: many-to-one schemes on SVAMP, T5-base",
+        title=titled(preset, "Table 5: many-to-one schemes", "SVAMP, T5-base"),
         row_title="scheme",
         cells=tuple(cells),
         seeds=seeds(preset),

@@ -3,7 +3,7 @@
 m = 5, k = 1 is the default and stands in both halves. k = 0 keeps the judge, unlike Table 4's row without negatives.
 """
 
-from experiments.settings import claims, seeds, svamp_cells
+from experiments.settings import claims, seeds, svamp_cells, titled
 from qcrd.grid import Grid
 
 POSITIVES = {
@@ -16,7 +16,7 @@ def recipe(preset: str = "paper") -> Grid:
     cells = svamp_cells(preset, POSITIVES | NEGATIVES, (67.5, 69.0, 68.0, 68.5, 67.0, 69.0, 68.5, 66.0))
     return Grid(
         name="table6",
-        title="Table 6: numbers of positives and negatives on SVAMP, T5-base",
+        title=titled(preset, "Table 6: numbers of positives and negatives", "SVAMP, T5-base"),
         row_title="samples",
         cells=tuple(cells),
         seeds=seeds(preset),

@@ -4,7 +4,7 @@ The judge is the paper's, gpt-3.5-turbo, with the paper's criterion in our words
 the same store, budget and limits as the teacher. Students of the first seed.
 """
 
-from experiments.settings import METHODS, check_preset, columns, config, seeds
+from experiments.settings import METHODS, check_preset, columns, config, seeds, titled
 from qcrd.config import TeacherConfig
 from qcrd.grid import Cell, Comparison, Grid
 
@@ -35,7 +35,7 @@ def recipe(preset: str = "paper") -> Grid:
     )
     return Grid(
         name="table7",
-        title="Table 7: whose rationales a judge LLM finds better, T5-base",
+        title=titled(preset, "Table 7: whose rationales a judge LLM finds better", "T5-base"),
         cells=tuple(cells),
         seeds=seeds(preset)[:1],
         comparisons=tuple(comparisons),

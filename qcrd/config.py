@@ -323,7 +323,9 @@ class EvaluationConfig(Settings):
 
     batch_size: Positive = 64
     num_examples: int = Field(default=5, ge=0, description="questions whose rationales the report shows")
-    validation_limit: Positive | None = Field(default=None, description="validation questions scored each iteration")
+    validation_limit: Positive | None = Field(
+        default=None, description="validation questions labelled, at each iteration and at the end: the first ones"
+    )
     test_limit: Positive | None = Field(default=None, description="test questions labelled: the first of the split")
     explained_questions: int = Field(
         default=50, ge=0, description="test questions, drawn by task.seed, that the student explains at the end"

@@ -10,6 +10,7 @@ from typing import Any
 from qcrd.artifacts import digest_of
 from qcrd.config import ExperimentConfig
 from qcrd.console import Display
+from qcrd.evaluate.comparison import comparison_requests
 from qcrd.grid import Grid
 from qcrd.pipeline import PlannedStage, fixed_recipe, plan, show_cost
 from qcrd.report.paper import HUB_NAMES, TRAINING_HOURS
@@ -31,7 +32,7 @@ class GridPlan:
     work: dict[str, list[str]] = field(default_factory=dict)
     costs: list[CostEstimate] = field(default_factory=list)
     students: Counter[str] = field(default_factory=Counter)
-    hours: Counter[str] = field(default_factory=Counter)
+    hours: dict[str, float] = field(default_factory=dict)
     unknown_hours: set[str] = field(default_factory=set)
 
     def show(self, display: Display) -> None:
@@ -44,10 +45,11 @@ class GridPlan:
             show_cost(cost, display)
         if self.students:
             self._show_hours(display)
-        if grid.comparisons:
+        if grid.judge is not None and grid.comparisons:
+            configs = [cell.config for one in grid.comparisons if (cell := grid.cell(one.first, one.column))]
+            requests = sum(comparison_requests(config, grid.judge) for config in configs)
             display.say(
-                f"Then {len(grid.comparisons)} comparisons by a judge LLM "
-                f"({grid.judge.kind if grid.judge else ''}), two requests for each pair of rationales."
+                f"Then at most {requests} requests to the judge LLM ({grid.judge.kind}), both orders of each pair."
             )
         usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]
         if any(value is not None for value in usd):
@@ -129,7 +131,8 @@ def _add(
         if hours is None:
             found.unknown_hours.add(config.method)
         else:
-            found.hours[config.method] += hours * config.train.steps / PAPER_STEPS
+            known = found.hours.get(config.method, 0.0)
+            found.hours[config.method] = known + hours * config.train.steps / PAPER_STEPS
 
 
 def _key(config: ExperimentConfig, stage: Stage, stages: Mapping[str, Stage]) -> str:

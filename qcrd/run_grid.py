@@ -24,7 +24,7 @@ from qcrd.cell_files import cell_folder, cell_name, read_cell, right_of, slug, w
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.console import Display
 from qcrd.distill.train import TrainingFailed, uses_gpu
-from qcrd.evaluate.comparison import compare_rationales
+from qcrd.evaluate.comparison import check_judge, compare_rationales
 from qcrd.grid import STAGE_OF, Cell, Grid
 from qcrd.pipeline import DEFAULT_OPTIONS, Options, check, run, start_ray
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
@@ -85,6 +85,11 @@ def check_grid(grid: Grid) -> None:
     """`pipeline.check` for all cells. Raises `ConfigError`."""
     for cell in grid.cells:
         check(cell.config)
+    if grid.judge is not None:
+        for comparison in grid.comparisons:
+            cell = grid.cell(comparison.first, comparison.column)
+            assert cell is not None
+            check_judge(cell.config, grid.judge)
 
 
 def cells_at_once(grid: Grid) -> int:
@@ -119,7 +124,7 @@ def run_grid(
     try:
         record.flush()  # the children are tagged with its id
         results, finished = _run_jobs(grid, display, record, results_root, options, parallel)
-        comparisons = _compare(grid, finished, output, display)
+        comparisons = _compare(grid, finished, output, display, options.retry_errors)
         results = GridResults(results.cells, comparisons, results.missing)
         report = output / "grids" / key
         metrics = write_grid_report(grid, results, report, about())
@@ -258,7 +263,9 @@ def _value(cell: Cell, summaries: Mapping[str, Mapping[str, Any]]) -> float:
 # -- the judge LLM's comparisons ----------------------------------------------------------------------------------
 
 
-def _compare(grid: Grid, finished: Finished, output: Path, display: Display) -> list[ComparisonResult]:
+def _compare(
+    grid: Grid, finished: Finished, output: Path, display: Display, retry_errors: bool
+) -> list[ComparisonResult]:
     """All comparisons whose two cells are there, of the first seed."""
     results = []
     for comparison in grid.comparisons:
@@ -285,7 +292,7 @@ def _compare(grid: Grid, finished: Finished, output: Path, display: Display) -> 
         results.append(
             compare_rationales(
                 cell.config, grid.judge, comparison, questions, explained[0], explained[1], out / f"{name}.parquet",
-                on_progress,
+                on_progress, retry_errors,
             )
         )  # fmt: skip
     return results

@@ -328,7 +328,7 @@ def _make_student(run: StageRun) -> Summary:
 
 def _predictions_settings(config: ExperimentConfig) -> dict[str, Any]:
     return {
-        **config.evaluation.model_dump(exclude={"validation_limit"}),
+        **config.evaluation.model_dump(),
         "task_seed": config.task.seed,
         "top_k": config.negatives.top_k,
         "max_new_tokens": config.negatives.max_new_tokens,

@@ -13,12 +13,13 @@ BASE = ExperimentConfig(name="x")
 def test_overrides_are_read_by_the_fields_type():
     changes = {
         "train.learning_rate": "3e-4", "negatives.gap": "3", "discriminator.enabled": "false", "train.iteration_steps":
-        "epoch", "student.dropout": "none", "task.generator.max_number": 50,
+        "epoch", "student.dropout": "None", "negatives.source": "none", "task.generator.max_number": 50,
     }  # fmt: skip
     config = with_overrides(BASE, changes)
     assert config.train.learning_rate == 3e-4 and config.negatives.gap == 3
     assert config.discriminator.enabled is False and config.train.iteration_steps == "epoch"
-    assert config.student.dropout is None and config.task.generator.max_number == 50
+    assert config.student.dropout is None and config.negatives.source == "none"
+    assert config.task.generator.max_number == 50
     assert BASE.negatives.gap == 5
 
 

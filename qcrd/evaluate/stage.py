@@ -48,7 +48,8 @@ def evaluate_students(
     task = get_task(config.task.name)
     questions = read_rows(inputs["questions"] / "questions.parquet", Question)
     test = [q for q in questions if q.split == "test"][: config.evaluation.test_limit]
-    asked = [q for q in questions if q.split == "validation"] + test
+    validation = [q for q in questions if q.split == "validation"][: config.evaluation.validation_limit]
+    asked = validation + test
     predictions: list[Prediction] = []
     explanations: list[Explanation] = []
     scores: list[Score] = []

@@ -72,9 +72,7 @@ def test_dropout_is_where_transformers_has_it():
     torch.manual_seed(0)
     with torch.no_grad():
         ours = torch.stack([finetune_step(student, data)[0] for _ in range(300)])
-        theirs = torch.stack(
-            [student.model(input_ids=ids, attention_mask=mask, labels=label).loss for _ in range(300)]
-        )
+        theirs = torch.stack([student.model(input_ids=ids, attention_mask=mask, labels=label).loss for _ in range(300)])
         without = finetune_step(tiny_student("float32"), data)[0]
     error = float((ours.var() / 300 + theirs.var() / 300).sqrt())
     assert abs(float(ours.mean() - theirs.mean())) < 4 * error

@@ -1,0 +1,89 @@
+"""A grid in small: killed between two cells it goes on, in MLflow it is one run with children, its finished cells are
+accepted in another checkout, and the student's labels can be asked for afterwards."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+
+from tests.e2e.test_pipeline import ROOT, TINY
+
+pytestmark = pytest.mark.e2e
+RECIPE = f"""
+from experiments.quickstart import recipe as quickstart
+from qcrd.config import with_overrides
+from qcrd.grid import Cell, Grid
+
+def recipe() -> Grid:
+    base = with_overrides(quickstart(), dict(pair.split("=") for pair in {TINY!r}))
+    cells = tuple(
+        Cell(row=method, column="arithmetic", config=with_overrides(base, {{"method": method, "train.steps": 15}}))
+        for method in ("finetune", "single_task")
+    )
+    return Grid(name="small", title="a small grid", cells=cells, results="results")
+"""
+
+
+def start(folder: Path, output: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "qcrd", "run", str(folder / "small.py"), f"output={folder / output}"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+
+
+def finish(folder: Path, output: str) -> str:
+    process = start(folder, output)
+    text, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, text[-3000:]
+    return text
+
+
+def test_a_grid_goes_on_after_a_kill_and_its_cells_are_accepted_elsewhere(tmp_path: Path):
+    (tmp_path / "small.py").write_text(RECIPE)
+    process = start(tmp_path, "runs")
+    deadline = time.monotonic() + 240
+    while len(list(tmp_path.glob("results/*/cell.json"))) < 1:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    (first,) = tmp_path.glob("results/*/cell.json")
+    before = first.read_bytes()
+    text = finish(tmp_path, "runs")
+    assert "cell 1/2 (finetune, arithmetic, seed 0): finished before" in text and first.read_bytes() == before
+    assert "✓ questions: already there" in text and "kept in" in text
+    (report,) = (tmp_path / "runs" / "grids").iterdir()
+    rows = list(csv.DictReader((report / "results.csv").open()))
+    assert [(row["row"], row["seed"]) for row in rows] == [("finetune", "0"), ("single_task", "0")]
+    page = (report / "report.html").read_text()
+    assert "simulated teacher" in page and "http" not in page.split("<body")[1]
+
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    runs = client.search_runs([client.get_experiment_by_name("qcrd").experiment_id])  # pyright: ignore
+    named = {run.info.run_name: run for run in runs}
+    parent = named["small"]
+    assert len(runs) == 3 and parent.info.status == "FINISHED"
+    children = [named[f"{row}--arithmetic--seed0"] for row in ("finetune", "single-task")]
+    assert all(run.data.tags["mlflow.parentRunId"] == parent.info.run_id for run in children)
+
+    elsewhere = finish(tmp_path, "other")
+    assert elsewhere.count("finished before") == 2 and not (tmp_path / "other" / "student").exists()
+
+    student = next((tmp_path / "runs" / "student").iterdir())
+    questions = tmp_path / "questions.jsonl"
+    questions.write_text('{"id": "a", "question": "Ann has 3 apples and buys 4. How many has she?"}\n')
+    line = [sys.executable, "-m", "qcrd", "predict", str(student), str(questions)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["id"] == "a"

@@ -1,0 +1,122 @@
+"""Grids as data, as files and in the plan: what two cells share counts once, and a finished cell is known again."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from experiments import appendix_table3, figure4, table3, table5, table6
+from qcrd.cell_files import cell_folder, cell_identity, read_cell, write_cell
+from qcrd.cli import load
+from qcrd.config import ConfigError, ExperimentConfig, with_overrides
+from qcrd.grid import Cell, Claim, Grid
+from qcrd.pipeline import fixed_recipe
+from qcrd.plan_grid import plan_grid
+from qcrd.records import Explanation, Prediction, Score
+from qcrd.report.grid_data import CellResult
+from qcrd.run_grid import grid_key, jobs_of
+from tests.test_cli import ROOT
+
+TABLE5 = str(ROOT / "experiments" / "table5.py")
+
+
+def with_output(grid: Grid, output: Path, **changes: object) -> Grid:
+    cells = [
+        cell.model_copy(update={"config": with_overrides(cell.config, {"output": str(output), **changes})})
+        for cell in grid.cells
+    ]
+    return grid.model_copy(update={"cells": tuple(cells)})
+
+
+def test_a_grid_refuses_what_cannot_be():
+    cell = Cell(row="a", column="b", config=ExperimentConfig(name="x"))
+    for bad in (
+        {"cells": (cell, cell)},
+        {"seeds": (1, 1)},
+        {"claims": (Claim(column="b", better="a", worse="other"),)},
+    ):
+        with pytest.raises(ValidationError):
+            Grid(**{"name": "g", "title": "t", "cells": (cell,), **bad})  # pyright: ignore[reportArgumentType]
+
+
+def test_overrides_and_seeds_hold_for_every_cell(tmp_path: Path):
+    grid = load(TABLE5, ["train.steps=7", f"output={tmp_path}"], "smoke", "3,5")
+    assert isinstance(grid, Grid) and grid.seeds == (3, 5)
+    assert {cell.config.train.steps for cell in grid.cells} == {7}
+    assert Counter(job.config.seed for job in jobs_of(grid)) == {3: 5, 5: 5}
+    with pytest.raises(ConfigError, match="--preset: 'fast' is not allowed; the presets are paper, smoke"):
+        load(TABLE5, [], "fast", None)
+    with pytest.raises(ConfigError, match="has no presets"):
+        load(str(ROOT / "experiments" / "quickstart.py"), [], "smoke", None)
+    with pytest.raises(ConfigError, match="--seeds"):
+        load(str(ROOT / "experiments" / "quickstart.py"), [], None, "1,2")
+
+
+def test_more_seeds_are_the_same_grid_and_other_cells_are_not():
+    grid = table5.recipe("smoke")
+    assert grid_key(grid) == grid_key(grid.model_copy(update={"seeds": (0, 1)}))
+    assert grid_key(grid) != grid_key(grid.model_copy(update={"cells": grid.cells[1:]}))
+
+
+def test_measures_without_a_seed_are_taken_once():
+    grid = table3.recipe("smoke").model_copy(update={"seeds": (0, 1, 2)})
+    counts = Counter(job.cell.row for job in jobs_of(grid))
+    assert counts["GPT-3.5"] == 1 and counts["QCRD"] == 3
+
+
+def test_the_plan_counts_what_cells_share_once(tmp_path: Path):
+    plan = plan_grid(with_output(table6.recipe("smoke"), tmp_path))
+    # m = 5 and k = 1 are one experiment; k = 0 and all m share the questions
+    assert plan.jobs == 8 and plan.to_run["questions"] == 1 and plan.to_run["student"] == 7
+    assert plan.to_run["judge"] == 4  # one for each m
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_plan_of_the_paper_prices_samples_and_hours(shared_data: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("QCRD_DATA", str(shared_data))
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")
+    plan = plan_grid(with_output(table6.recipe(), tmp_path))
+    assert len(plan.costs) == 1 and plan.costs[0].samples == 720 * 20  # m = 1, 5, 10 are among the 20
+    assert plan.students == {"qcrd": 21} and plan.hours["qcrd"] == pytest.approx(21 * 13.0)
+
+
+def test_shares_of_the_training_set_are_nested_and_stop_where_no_step_comes():
+    sizes = {}
+    for cell in figure4.recipe().cells:
+        if cell.row.startswith("QCRD"):
+            available = {"svamp": 720, "esnli": 549_367}.get(cell.config.task.name, 10_000)
+            sizes[cell.config.task.name, cell.config.task.train_share] = cell.config.train_limit(available) or available
+    assert [sizes["svamp", share] for share in figure4.SHARES] == [90, 180, 360, 540, 720]
+    assert [sizes["esnli", share] for share in figure4.SHARES] == [68_671, 80_000, 80_000, 80_000, 80_000]
+
+
+def test_a_fixed_students_recipe_is_found_and_its_folder_is_no_part_of_the_identity(monkeypatch: pytest.MonkeyPatch):
+    cell = appendix_table3.recipe("smoke").cells[3]
+    other = fixed_recipe(with_overrides(cell.config, {"seed": 4, "output": "elsewhere"}))
+    assert other is not None and other.method == "dss" and other.seed == 4 and other.output == "elsewhere"
+    assert cell.config.identity()["negatives"]["fixed"] == "appendix_table3.py:fixed_smoke"
+    with pytest.raises(ConfigError, match="is a grid; give a recipe of one experiment"):
+        fixed_recipe(with_overrides(cell.config, {"negatives.fixed": TABLE5}))
+
+
+def test_a_finished_cell_is_read_back_and_one_of_other_settings_is_not(tmp_path: Path):
+    cell = table5.recipe("smoke").cells[0]
+    config = with_overrides(cell.config, {"seed": 2})
+    folder = cell_folder(tmp_path, cell, config)
+    assert folder.name.startswith("minmax--arithmetic--seed2-") and read_cell(folder) is None
+    result = CellResult(
+        "minmax", "arithmetic", 2, 0.5, right={"a": True, "b": False}, metrics={"eval/x": 0.5},
+        rows=[{"step": 1, "train/loss": 2.0}], explanations=[Explanation("a", "test", 0.0, 0, "so", False, None)],
+        scores=[Score("a", "student_1.5", 0.25)], source=str(folder),
+    )  # fmt: skip
+    predictions = [Prediction("a", "test", "best", "1", "1", True), Prediction("b", "test", "best", "2", "2", False)]
+    write_cell(folder, result, predictions, {"command": "qcrd run"})
+    assert read_cell(folder) == result
+    before = (folder / "cell.json").read_bytes()
+    write_cell(folder, result, [], {"command": "another"})
+    assert (folder / "cell.json").read_bytes() == before
+    moved = with_overrides(config, {"output": "elsewhere", "resources.workers": 2, "name": "other"})
+    assert cell_identity(moved) == cell_identity(config)
+    for change in ({"train.steps": 50}, {"seed": 3}, {"task.seed": 1}, {"teacher.simulated.error_rate": 0.3}):
+        assert cell_identity(with_overrides(config, change)) != cell_identity(config), change
