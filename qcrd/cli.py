@@ -149,13 +149,20 @@ def _run_one(config: ExperimentConfig, display: Display, options: Options) -> No
         display.say(line)
 
 
+def headline_of(report: str) -> str:
+    """The results, verdicts and comparisons of a grid's report, without figures and what stands behind them."""
+    wanted = []
+    for section in report.split("\n## "):
+        if section.startswith(("# ", "Results", "Missing", "Verdicts", "Which rationales")):
+            wanted.append("\n".join(line for line in section.splitlines() if not line.startswith("![")))
+    return "\n## ".join(wanted)
+
+
 def _run_grid(grid: Grid, recipe: str, display: Display, options: Options, parallel: int | None) -> None:
     from qcrd.run_grid import run_grid
 
     folder, results = run_grid(grid, display, project_root(recipe_file(recipe)), options, parallel)
-    for line in (folder / "report.md").read_text().splitlines():
-        if line.startswith(("# ", "|", "- ")):
-            display.say(line)
+    display.markdown(headline_of((folder / "report.md").read_text()))
     display.say(f"report: {folder / 'report.html'}")
     if results.missing:
         print(f"error: {len(results.missing)} cells are missing; the report says why", file=sys.stderr)

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -111,6 +112,11 @@ class Display:
             table.add_row(*(Text(str(cell)) for cell in row))
         with self._lock:
             self.console.print(table)
+
+    def markdown(self, text: str) -> None:
+        """A text with headings and tables."""
+        with self._lock:
+            self.console.print(Markdown(text))
 
     def _say(self, text: str, style: str | None = None) -> None:
         with self._lock:
