@@ -13,7 +13,7 @@ import platform
 import sys
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,18 +57,18 @@ class Finished:
 
 def jobs_of(grid: Grid) -> list[Job]:
     """All cells and seeds, seed by seed, so that a grid that stops early has whole columns of few seeds."""
-    jobs = [
-        Job(cell, with_overrides(cell.config, {"seed": seed}), STAGE_OF[cell.measure])
+    return [
+        Job(cell, with_overrides(cell.config, {"seed": seed}), _last_stage(cell))
         for seed in grid.seeds
         for cell in grid.cells
         if seed in grid.seeds_of(cell)
     ]
-    return [_with_report(job) for job in jobs]
 
 
-def _with_report(job: Job) -> Job:
+def _last_stage(cell: Cell) -> str:
     """A cell that is trained gets the report of one experiment, too."""
-    return Job(job.cell, job.config, "report") if job.until in ("student", "predictions") else job
+    stage = STAGE_OF[cell.measure]
+    return "report" if stage in ("student", "predictions") else stage
 
 
 def grid_key(grid: Grid) -> str:
@@ -123,9 +123,9 @@ def run_grid(
     status = "FAILED"
     try:
         record.flush()  # the children are tagged with its id
-        results, finished = _run_jobs(grid, display, record, results_root, options, parallel)
+        finished = _run_jobs(grid, display, record, results_root, options, parallel)
         comparisons = _compare(grid, finished, output, display, options.retry_errors)
-        results = GridResults(results.cells, comparisons, results.missing)
+        results = GridResults(list(finished.cells.values()), comparisons, finished.missing)
         report = output / "grids" / key
         metrics = write_grid_report(grid, results, report, about())
         record.log("grid", metrics)
@@ -138,7 +138,7 @@ def run_grid(
 
 def _run_jobs(
     grid: Grid, display: Display, record: RunRecord, results_root: Path, options: Options, parallel: int | None
-) -> tuple[GridResults, Finished]:
+) -> Finished:
     jobs, finished = jobs_of(grid), Finished()
     committed = None if grid.results is None else results_root / grid.results
 
@@ -152,7 +152,7 @@ def _run_jobs(
     else:
         display.say(f"{at_once} cells at once")
         _in_threads(run_one, len(jobs), at_once)
-    return GridResults(list(finished.cells.values()), (), finished.missing), finished
+    return finished
 
 
 def _in_threads(run_one: Callable[[int], None], count: int, at_once: int) -> None:
@@ -185,7 +185,7 @@ def _run_job(
         Path(job.config.output).resolve(), display.warn, parent.folder.name,
     )  # fmt: skip
     try:
-        made = run(job.config, display, Options(options.retry_errors, options.accept_missing, job.until), record)
+        made = run(job.config, display, replace(options, until=job.until), record)
     except TrainingFailed as failed:
         display.warn(f"cell {count} ({name}) failed: {failed}")
         finished.missing[job.place] = str(failed)

@@ -12,6 +12,7 @@ import pytest
 from qcrd.config import TrackingConfig
 from qcrd.tracking import RunRecord, tracking_uri
 
+pytestmark = pytest.mark.e2e
 PREFIXES = {"predict": "predict: ", "explain": "explain: "}
 QUESTIONS = ["what is one and two", "what is two", "how many are one and one and two"]
 
