@@ -44,12 +44,12 @@ class Panel:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure and close it."""
+    """Write the figure, as wide as its title needs, and close it. Without a suffix: PNG and SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=130)
+    figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=130, bbox_inches="tight")
     if not path.suffix:
         with matplotlib.rc_context({"svg.hashsalt": "qcrd"}):  # with the date left out: equal plots give equal files
-            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
     plt.close(figure)
     return path
 
