@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ from qcrd.distill.durable import whole_or_absent
 from qcrd.distill.generation import generate
 from qcrd.distill.student import Student, encode_inputs, load_student
 from qcrd.evaluate.metrics import EXPLAINING
+from qcrd.rationales.single_task import after_phrase
 
 SETTINGS = "qcrd.json"
 BATCH = 64
@@ -110,10 +110,8 @@ class LoadedStudent:
 def label_in(settings: Mapping[str, Any], text: str) -> str:
     """The label in what a student writes when it is asked for one: all of it, or with `answer_phrase` in `qcrd.json`
     what follows the phrase's last occurrence; empty where the phrase is missing."""
-    if "answer_phrase" not in settings:
-        return text.strip()
-    parts = re.split(re.escape(settings["answer_phrase"]), text, flags=re.IGNORECASE)
-    return parts[-1].strip() if len(parts) > 1 else ""
+    phrase = settings.get("answer_phrase")
+    return text.strip() if phrase is None else after_phrase(phrase, text)
 
 
 def load(folder: Path) -> LoadedStudent:

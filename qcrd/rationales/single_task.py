@@ -26,9 +26,12 @@ def max_answer_tokens(config: ExperimentConfig) -> int:
 
 def label_of(config: ExperimentConfig, text: str) -> str:
     """The label in what a student wrote when it was asked for one; empty where the phrase is missing."""
-    if config.method != "single_task":
-        return text.strip()
-    parts = re.split(re.escape(PHRASE), text, flags=re.IGNORECASE)  # an uncased tokenizer writes it small
+    return after_phrase(PHRASE, text) if config.method == "single_task" else text.strip()
+
+
+def after_phrase(phrase: str, text: str) -> str:
+    """What follows a phrase's last occurrence; empty where it is missing."""
+    parts = re.split(re.escape(phrase), text, flags=re.IGNORECASE)  # an uncased tokenizer writes it small
     return parts[-1].strip() if len(parts) > 1 else ""
 
 
