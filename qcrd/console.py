@@ -52,9 +52,12 @@ class Display:
     """The console of one run. Use it as a context manager, so that the terminal is left in order."""
 
     def __init__(
-        self, console: Console | None = None, interval: float = 10.0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+        self, console: Console | None = None, interval: float = 10.0, clock: Callable[[], float] = time.monotonic,
+        prefix: str = "",
+    ) -> None:  # fmt: skip
+        """`prefix`: before every line, of one run among several at once; their progress is not drawn in place."""
         self.console = console or Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+        self._prefix, self._draws = prefix, self.console.is_terminal and not prefix
         self._interval, self._clock = interval, clock
         self._tasks: dict[str, _Task] = {}
         self._lock = threading.RLock()
@@ -75,7 +78,7 @@ class Display:
             state = self._tasks.setdefault(task, _Task(started=now, first=done, printed=now))
             was_done, state.done = state.done, done
             times = state.times(now, total)
-            if self.console.is_terminal:
+            if self._draws:
                 self._draw(task, state, total, times, info)
                 return
             ends = done >= total and was_done < total
@@ -120,7 +123,7 @@ class Display:
 
     def _say(self, text: str, style: str | None = None) -> None:
         with self._lock:
-            self.console.print(Text(text, style=style or ""), soft_wrap=True)
+            self.console.print(Text(self._prefix + text, style=style or ""), soft_wrap=True)
 
     def _draw(self, task: str, state: _Task, total: int, times: str, info: str) -> None:
         if self._live is None:

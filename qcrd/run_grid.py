@@ -142,10 +142,13 @@ def _run_jobs(
     jobs, finished = jobs_of(grid), Finished()
     committed = None if grid.results is None else results_root / grid.results
 
-    def run_one(number: int) -> None:
-        _run_job(grid, jobs[number], f"{number + 1}/{len(jobs)}", display, record, committed, options, finished)
-
     at_once = min(parallel or cells_at_once(grid), len(jobs))
+
+    def run_one(number: int) -> None:
+        count = f"{number + 1}/{len(jobs)}"
+        own = display if at_once == 1 else Display(display.console, prefix=f"[{count}] ")
+        _run_job(jobs[number], count, own, record, committed, options, finished)
+
     if at_once == 1:
         for number in range(len(jobs)):
             run_one(number)
@@ -170,7 +173,7 @@ def _in_threads(run_one: Callable[[int], None], count: int, at_once: int) -> Non
 
 
 def _run_job(
-    grid: Grid, job: Job, count: str, display: Display, parent: RunRecord, committed: Path | None, options: Options,
+    job: Job, count: str, display: Display, parent: RunRecord, committed: Path | None, options: Options,
     finished: Finished,
 ) -> None:  # fmt: skip
     name = f"{job.cell.row}, {job.cell.column}, seed {job.config.seed}"

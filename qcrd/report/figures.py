@@ -23,6 +23,7 @@ from scipy.stats import gaussian_kde
 
 from qcrd.report.data import Row, series
 
+DPI = 130
 SMOOTHED_FROM = 100
 """Lines of more points than this are drawn pale, with a running mean over a twentieth of them."""
 HELD_OUT = "training questions held out of the judge's pretraining"
@@ -44,12 +45,12 @@ class Panel:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure, as wide as its title needs, and close it. Without a suffix: PNG and SVG."""
+    """Write the figure, and close it. Without a suffix: PNG and SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=130, bbox_inches="tight")
+    figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=DPI)
     if not path.suffix:
         with matplotlib.rc_context({"svg.hashsalt": "qcrd"}):  # with the date left out: equal plots give equal files
-            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None}, bbox_inches="tight")
+            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
     plt.close(figure)
     return path
 
@@ -99,7 +100,7 @@ def draw_panels(path: Path, title: str, panels: Sequence[Panel], columns: int) -
         _draw_panel(axes, panel)
     for axes in list(grid.flat)[len(panels) :]:
         axes.set_visible(False)
-    figure.suptitle(title, fontsize=12)
+    figure.suptitle(title, fontsize=12, wrap=True)
     figure.tight_layout()
     return save(figure, path)
 
@@ -166,7 +167,7 @@ def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[floa
     axes.set_ylim(bottom=0)
     axes.set_xlabel("judge's score of the rationale")
     axes.set_ylabel("density")
-    axes.set_title(f"Score densities: {subject}\n{questions}", fontsize=11)
+    axes.set_title(f"Score densities: {subject}\n{questions}", fontsize=11, wrap=True)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     figure.tight_layout()

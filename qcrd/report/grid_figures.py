@@ -44,7 +44,7 @@ def _panels(count: int, height: float, across: int = ACROSS) -> tuple[Figure, li
 
 
 def _finish(figure: Figure, title: str, path: Path) -> None:
-    figure.suptitle(plain(title), fontsize=12)
+    figure.suptitle(plain(title), fontsize=12, wrap=True)
     figure.tight_layout()
     save(figure, path)
 

@@ -195,7 +195,7 @@ def check_png(path: Path) -> None:
     data = path.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = struct.unpack(">II", data[16:24])
-    assert width > 500 and height > 300
+    assert width > 500 and height > 200
     position, packed = 8, b""
     while position < len(data):
         (length,) = struct.unpack(">I", data[position : position + 4])
