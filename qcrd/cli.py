@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,7 +114,7 @@ def run(
     from qcrd.teacher.asking import Stopped
 
     options = pipeline.Options(retry_errors, accept_missing)
-    with Display() as display:
+    with Display() as display, insistent_interrupts():
         try:
             if isinstance(made, Grid):
                 _run_grid(made, recipe, display, options, parallel)
@@ -134,6 +138,32 @@ def run(
                 raise
             print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
             raise typer.Exit(1) from None
+
+
+INSIST_SECONDS = 5.0
+
+
+@contextlib.contextmanager
+def insistent_interrupts() -> Iterator[None]:
+    """Ctrl-C that is not lost: Python drops a `KeyboardInterrupt` that comes up in a destructor or a callback, and the
+    run would go on. Until this block ends it is raised again every few seconds."""
+    ended = threading.Event()
+
+    def again() -> None:
+        while not ended.wait(INSIST_SECONDS):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def on_interrupt(*_: object) -> None:
+        if not any(thread.name == "qcrd-interrupt" for thread in threading.enumerate()):
+            threading.Thread(target=again, name="qcrd-interrupt", daemon=True).start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.signal(signal.SIGINT, before)
 
 
 def _run_one(config: ExperimentConfig, display: Display, options: Options) -> None:

@@ -358,7 +358,9 @@ class _View:
         from mlflow.exceptions import MlflowException
 
         local = self._uri.startswith("sqlite:")
-        with _locked(self._output / ".mlflow.lock") if local else contextlib.nullcontext():  # first use makes tables
+        with _locked(self._output / ".mlflow.lock") if local else contextlib.nullcontext():
+            if local:
+                _create_database(self._uri)
             client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
             found = client.get_experiment_by_name(self._experiment)
             if found is None:
@@ -548,6 +550,22 @@ def _import_mlflow() -> None:
     warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
     for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # urllib3 would tell of each retry
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _create_database(uri: str) -> None:
+    """Make MLflow's tables where the SQLite file is not there. It appears whole: MLflow makes them in dozens of steps,
+    and could not go on where a crash had cut it off."""
+    from mlflow import MlflowClient
+
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.new*"):
+        left_over.unlink()
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    MlflowClient(tracking_uri=f"sqlite:///{new}", registry_uri=f"sqlite:///{new}").search_experiments()
+    new.rename(path)
 
 
 def _ask_server(uri: str) -> None:

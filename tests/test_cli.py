@@ -1,12 +1,16 @@
 """The command line on bad input: one line, exit code 2, no traceback, nothing written; and the recipes."""
 
 import importlib.util
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from qcrd import cli
 from qcrd.cli import experiment, load
 from qcrd.config import ConfigError
 from qcrd.grid import Grid
@@ -129,3 +133,17 @@ def test_gold_labels_are_wanted_of_questions_without(changes: list[str], message
     assert str(caught.value).startswith(message)
     check(experiment(recipe, [*common, "train.labels=teacher"]))
     check(experiment(recipe, [*common, "task.path=download"]))
+
+
+def test_an_interrupt_that_was_dropped_comes_again(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(cli, "INSIST_SECONDS", 0.05)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), cli.insistent_interrupts():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(5)
+        except KeyboardInterrupt:
+            pass  # as Python does in a destructor
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is before
+    time.sleep(0.2)  # no further one comes

@@ -66,7 +66,9 @@ def direct(folder: Path, prefix: str, length: int) -> list[str]:
     return texts
 
 
-def test_logged_once_loaded_and_answers_like_the_model(folder: Path, tmp_path: Path) -> None:
+def test_logged_once_loaded_and_answers_like_the_model(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     said: list[str] = []
     for _ in range(2):
         run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path, said.append)
@@ -89,6 +91,7 @@ def test_logged_once_loaded_and_answers_like_the_model(folder: Path, tmp_path: P
     outputs = client.get_run(run.run_id or "").outputs
     assert outputs is not None
     assert [output.model_id for output in outputs.model_outputs] == [model.model_id]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which the next call sets for good
     mlflow.set_tracking_uri(uri)
     loaded = mlflow.pyfunc.load_model(f"models:/{model.model_id}")
     table = pd.DataFrame({"question": QUESTIONS})

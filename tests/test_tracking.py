@@ -112,6 +112,7 @@ def test_git_state(tmp_path: Path) -> None:
     assert git_state(tmp_path)["dirty"] == "true"
 
 
+@pytest.mark.e2e
 def test_mlflow_shows_the_record_and_a_second_run_duplicates_nothing(
     output: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -144,6 +145,7 @@ def test_mlflow_shows_the_record_and_a_second_run_duplicates_nothing(
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.e2e
 def test_changed_artifact_is_sent_again(output: Path) -> None:
     from mlflow.artifacts import download_artifacts
 
@@ -159,6 +161,7 @@ def test_changed_artifact_is_sent_again(output: Path) -> None:
     assert Path(found).read_text() == "second"
 
 
+@pytest.mark.e2e
 def test_recomputed_steps_are_not_sent_twice(output: Path) -> None:
     run = record(output, "resumed")
     run.begin_sync()
@@ -178,6 +181,7 @@ def test_recomputed_steps_are_not_sent_twice(output: Path) -> None:
     assert sorted(history(output, again.run_id or "", "time/step")) == [(10, 1.0), (20, 1.0), (30, 1.0), (50, 9.0)]
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("arrived", [True, False])
 def test_batch_cut_off_by_a_crash_is_sent_once(output: Path, arrived: bool) -> None:
     key = f"crash-{arrived}"
@@ -198,6 +202,7 @@ def test_batch_cut_off_by_a_crash_is_sent_once(output: Path, arrived: bool) -> N
     assert history(output, run.run_id or "", "train/loss") == [(1, 1.0), (2, 2.0)]
 
 
+@pytest.mark.e2e
 def test_lost_cursor_finds_the_run_again_and_duplicates_nothing(output: Path) -> None:
     run = record(output, "lost")
     run.start(config(output), {})
@@ -212,6 +217,7 @@ def test_lost_cursor_finds_the_run_again_and_duplicates_nothing(output: Path) ->
     assert len(history(output, run.run_id or "", "train/nan")) == 1
 
 
+@pytest.mark.e2e
 def test_many_rows_go_in_batches(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "METRICS_PER_BATCH", 7)
     run = record(output, "many")
@@ -223,6 +229,7 @@ def test_many_rows_go_in_batches(output: Path, monkeypatch: pytest.MonkeyPatch) 
     assert client(output).get_run(run.run_id).info.status == "FAILED"
 
 
+@pytest.mark.e2e
 def test_one_bad_item_does_not_hold_up_the_rest(output: Path) -> None:
     said: list[str] = []
     run = RunRecord(output / "records" / "bad", "bad", "bad", TrackingConfig(), output, said.append)
@@ -240,6 +247,7 @@ def test_one_bad_item_does_not_hold_up_the_rest(output: Path) -> None:
     assert [item.path for item in client(output).list_artifacts(run.run_id)] == ["gone.txt"]
 
 
+@pytest.mark.e2e
 def test_deleted_run_is_made_anew(output: Path) -> None:
     run = record(output, "deleted")
     run.begin_sync()

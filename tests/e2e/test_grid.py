@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from tests.e2e.test_pipeline import ROOT, TINY
 
@@ -68,6 +67,8 @@ def test_a_grid_goes_on_after_a_kill_and_its_cells_are_accepted_elsewhere(tmp_pa
     assert [(row["row"], row["seed"]) for row in rows] == [("finetune", "0"), ("single_task", "0")]
     page = (report / "report.html").read_text()
     assert "simulated teacher" in page and "http" not in page.split("<body")[1]
+
+    from mlflow import MlflowClient  # seconds, which collecting the unit tests need not wait for
 
     client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
     runs = client.search_runs([client.get_experiment_by_name("qcrd").experiment_id])  # pyright: ignore

@@ -144,6 +144,24 @@ def test_server_that_is_absent_then_comes_dies_and_returns(tmp_path: Path) -> No
         stop_server(server)
 
 
+def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.DEVNULL) as child:
+        limit = time.monotonic() + 90
+        while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*.new")):
+            assert time.monotonic() < limit and child.poll() is None
+            time.sleep(0.01)
+        child.kill()
+    assert not (tmp_path / "mlflow.db").exists()
+    run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path)
+    run.log("train", {"train/loss": 1.0}, step=1)
+    run.begin_sync()
+    assert run.flush() and not list(tmp_path.glob(".mlflow.db*"))
+    run.stop()
+
+
 def test_killed_run_goes_on_and_no_step_is_shown_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path)

@@ -6,9 +6,11 @@ import json
 import math
 import struct
 import zlib
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -26,6 +28,7 @@ from qcrd.records import (
     read_rows,
     write_rows,
 )
+from qcrd.report import report
 from qcrd.report.markdown import cell, table
 from qcrd.report.paper import ACCURACIES, STATISTICS, paper_accuracy
 from qcrd.report.report import write_report
@@ -53,8 +56,11 @@ class World:
     explained: int = 7
     evaluation: dict[str, Any] = field(default_factory=dict)
 
-    def write(self) -> tuple[str, dict[str, float], Path]:
-        """Write the folders and the report. Returns the report's text, the metrics and the folder."""
+    def write(self, figures: bool = False) -> tuple[str, dict[str, float], Path]:
+        """Write the folders and the report. Returns the report's text, the metrics and the folder.
+
+        Drawing takes most of the time, so only tests that look at figures have them drawn.
+        """
         inputs: dict[str, Path] = {}
         for stage in ("questions", "samples", "rationales", "training_set", "judge", "student", "predictions"):
             if stage not in self.without:
@@ -63,7 +69,8 @@ class World:
                 getattr(self, f"_{stage}")(inputs[stage])
         out = self.folder / "report"
         out.mkdir()
-        metrics = write_report(self.config, inputs, self.summaries, out)
+        with nullcontext() if figures else mock.patch.object(report, "_draw"):
+            metrics = write_report(self.config, inputs, self.summaries, out)
         return (out / "report.md").read_text(), metrics, out
 
     def _questions(self, folder: Path) -> None:
@@ -211,7 +218,7 @@ Report = tuple[str, dict[str, float], Path]
 @pytest.fixture(scope="module")
 def default_report(tmp_path_factory: pytest.TempPathFactory) -> Report:
     """The report of the default world, which several tests read."""
-    return World(tmp_path_factory.mktemp("default"), make_config()).write()
+    return World(tmp_path_factory.mktemp("default"), make_config()).write(figures=True)
 
 
 def test_accuracy_lines_and_returned_metrics(default_report: Report) -> None:
@@ -302,7 +309,7 @@ def test_what_could_not_be_measured_is_said(tmp_path: Path) -> None:
 
 def test_missing_stages_say_why(tmp_path: Path) -> None:
     finetune = World(tmp_path / "a", make_config(method="finetune"), without=("samples", "rationales", "judge"))
-    text, metrics, out = finetune.write()
+    text, metrics, out = finetune.write(figures=True)
     assert text.count("No teacher was asked: the method `finetune` on gold labels needs none.") == 3
     assert "No judge was trained: the method `finetune` uses none." in text
     assert "has no contrastive loss" in text and "loss_health" not in text and "score_densities" not in text
@@ -404,7 +411,8 @@ def test_samples_of_other_questions_are_counted_apart(tmp_path: Path) -> None:
     write_rows(tmp_path / "samples" / "x-0123" / "samples.parquet", Sample, rows)
     inputs = {path.name: path / "x-0123" for path in tmp_path.iterdir() if path.name != "report"}
     (tmp_path / "again").mkdir()
-    write_report(world.config, inputs, {}, tmp_path / "again")
+    with mock.patch.object(report, "_draw"):
+        write_report(world.config, inputs, {}, tmp_path / "again")
     text = (tmp_path / "again" / "report.md").read_text()
     assert "| samples | of them to questions that are only scored, never learnt from | 3 |" in text.splitlines()
     assert "| samples | asked for | 103 |" in text.splitlines()
@@ -418,7 +426,7 @@ def test_figures_are_pictures(default_report: Report) -> None:
 
 
 def test_same_inputs_same_report(tmp_path: Path) -> None:
-    first, second = (World(tmp_path / name, make_config()).write() for name in ("a", "b"))
+    first, second = (World(tmp_path / name, make_config()).write(figures=True) for name in ("a", "b"))
     assert first[0] == second[0] and first[1] == second[1]
     picture = Path("figures") / "loss_health.png"
     assert (first[2] / picture).read_bytes() == (second[2] / picture).read_bytes()

@@ -21,6 +21,8 @@ from qcrd.tasks import cqa, get_task
 from qcrd.tasks.base import ParsedSample, Parser
 from qcrd.tasks.parsers import get_parser
 
+pytestmark = pytest.mark.e2e
+
 
 @cache
 def questions_of(folder: Path, name: str) -> dict[str, list[Question]]:

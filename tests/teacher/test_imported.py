@@ -172,6 +172,7 @@ def by_id(aligned_to: str, id_field: str) -> dict[str, str]:
     return {"aligned_to": aligned_to, "id_field": id_field}
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize(
     ("name", "pattern", "settings", "matched", "unmatched"),
     [
@@ -204,6 +205,7 @@ BING = {
 }
 
 
+@pytest.mark.e2e
 @pytest.mark.parametrize("name", list(BING))
 def test_the_real_bing_files(name: str, shared_data: Path):
     """Five styles are five samples; e-SNLI's first style, `causal`, lacks 100 rows, which are gaps, not shifts."""
