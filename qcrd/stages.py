@@ -311,9 +311,16 @@ def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
     if config.method == "qcrd":
         settings["negatives"] = config.negatives.model_dump(exclude={"fixed", "placement"})
         if config.negatives.source == "fixed":
-            settings["fixed"] = model_identity(str(config.negatives.fixed), None)
+            settings["fixed"] = _fixed(config)
         settings["discriminator"] = config.discriminator.model_dump(exclude={"model", "revision", "scratch", "kind"})
     return settings
+
+
+def _fixed(config: ExperimentConfig) -> dict[str, Any]:
+    """What the fixed writer of negatives is known by: a folder's content; a recipe's name until it is trained."""
+    if config.fixed_recipe is not None:
+        return {"recipe": config.identity()["negatives"]["fixed"]}
+    return model_identity(str(config.negatives.fixed), None)
 
 
 def _make_student(run: StageRun) -> Summary:
@@ -340,14 +347,14 @@ def _make_predictions(run: StageRun) -> Summary:
     return evaluate(run.config, run.inputs, run.out, run.on_event)
 
 
-def report_settings(config: ExperimentConfig) -> dict[str, Any]:
+def _report_settings(config: ExperimentConfig) -> dict[str, Any]:
     """Everything, with models by their content and not by their path."""
     data = config.identity()
     for part in (config.student, config.discriminator):
         model = _model(part.kind, part.model, part.revision, part.scratch)
         data["student" if part is config.student else "discriminator"]["model"] = model
     if config.negatives.source == "fixed":
-        data["negatives"]["fixed"] = model_identity(str(config.negatives.fixed), None)
+        data["negatives"]["fixed"] = _fixed(config)
     return data
 
 
@@ -374,6 +381,6 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         "predictions": Stage(
             "predictions", 4, (*rationales, *trained, "student"), _predictions_settings, _make_predictions, False
         ),
-        "report": Stage("report", 3, every, report_settings, _make_report, False),
+        "report": Stage("report", 3, every, _report_settings, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]
