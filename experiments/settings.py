@@ -1,8 +1,8 @@
 """What the recipes of the paper's tables and figures have in common: settings, presets, datasets, methods.
 
 `paper`: the paper's settings on its four benchmarks, three seeds. `smoke`: the same grid on the generated `arithmetic`
-task with a simulated teacher and a T5 of 50 thousand weights: minutes on two CPU cores, and no number of it means
-anything.
+task with a simulated teacher and a T5 of 70 thousand weights: minutes on two CPU cores, and no number of it means
+anything. The paper's teacher, gpt-3.5-turbo, is no longer served by OpenAI: name another with `teacher.model=…`.
 """
 
 from collections.abc import Mapping, Sequence

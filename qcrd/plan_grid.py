@@ -38,7 +38,8 @@ class GridPlan:
     def show(self, display: Display) -> None:
         grid, seeds = self.grid, ", ".join(map(str, self.grid.seeds))
         title = f"{grid.name}: {grid.title}; {len(grid.cells)} cells, seeds {seeds}, {self.jobs} runs"
-        names = list(dict.fromkeys([*self.done, *self.to_run]))
+        longest = max((stages_of(cell.config) for cell in grid.cells), key=len)
+        names = [stage.name for stage in longest if stage.name in self.done or stage.name in self.to_run]
         rows = [[name, self.to_run[name], self.done[name], self._work(name)] for name in names]
         display.table(title, ["stage", "to run", "already there", "work of those to run"], rows)
         for cost in self.costs:
@@ -54,7 +55,9 @@ class GridPlan:
         usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]
         if any(value is not None for value in usd):
             known = sum(value for value in usd if value is not None)
-            rest = " and what has no known price" if None in usd else ""
+            unread = any("--download" in text for text in self.work.get("samples", []))
+            rest = ", without what has no known price" if None in usd else ""
+            rest += ", without the questions that are still to be downloaded" if unread else ""
             display.say(f"The teacher's samples cost at most ${known:,.2f}{rest}.")
 
     def _work(self, name: str) -> str:
@@ -74,7 +77,7 @@ class GridPlan:
             money = "" if price is None else f", ${total * price:,.2f} at ${price:g} an hour"
             display.say(
                 f"{total:.1f} GPU hours{money}. These are the paper's hours (Table A-6, one A100-80G) in proportion to "
-                "the steps: not measured here, and above what this implementation takes."
+                "the steps: they were not measured here."
             )
         if self.unknown_hours:
             display.say(f"Not in the paper's table: {', '.join(sorted(self.unknown_hours))}.")

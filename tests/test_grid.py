@@ -1,15 +1,18 @@
 """Grids as data, as files and in the plan: what two cells share counts once, and a finished cell is known again."""
 
+import io
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
+from rich.console import Console
 
 from experiments import appendix_table3, figure4, table3, table5, table6
 from qcrd.cell_files import cell_folder, cell_identity, read_cell, write_cell
 from qcrd.cli import load
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
+from qcrd.console import Display
 from qcrd.grid import Cell, Claim, Grid
 from qcrd.pipeline import fixed_recipe
 from qcrd.plan_grid import plan_grid
@@ -79,6 +82,10 @@ def test_the_plan_of_the_paper_prices_samples_and_hours(shared_data: Path, tmp_p
     plan = plan_grid(with_output(table6.recipe(), tmp_path))
     assert len(plan.costs) == 1 and plan.costs[0].samples == 720 * 20  # m = 1, 5, 10 are among the 20
     assert plan.students == {"qcrd": 21} and plan.hours["qcrd"] == pytest.approx(21 * 13.0)
+    console = Console(file=io.StringIO(), width=200)
+    plan.show(Display(console))
+    shown = console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    assert "273.0 GPU hours" in shown and "The teacher's samples cost at most $" in shown
 
 
 def test_shares_of_the_training_set_are_nested_and_stop_where_no_step_comes():
