@@ -1,10 +1,9 @@
 """A grid in small: two cells at once, killed when one is finished, it goes on; in MLflow it is one run with children;
-its finished cells are accepted in another checkout; the student's labels can be asked for afterwards."""
+its finished cells are accepted in another checkout."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -81,11 +80,3 @@ def test_a_grid_goes_on_after_a_kill_and_its_cells_are_accepted_elsewhere(tmp_pa
 
     elsewhere = finish(tmp_path, "other")
     assert elsewhere.count("finished before") == 2 and not (tmp_path / "other" / "student").exists()
-
-    student = next((tmp_path / "runs" / "student").iterdir())
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"id": "a", "question": "Ann has 3 apples and buys 4. How many has she?"}\n')
-    line = [sys.executable, "-m", "qcrd", "predict", str(student), str(questions)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["id"] == "a"
