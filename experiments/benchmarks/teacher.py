@@ -28,6 +28,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import urllib.request
 from collections import defaultdict
@@ -182,10 +183,22 @@ def _victims(job: psutil.Process, kind: str) -> list[psutil.Process]:
     return [job, *children]
 
 
+@dataclass
+class Kill:
+    """A kill -9. The actors of a driver that is killed live on for a moment, until `gone`."""
+
+    at: float
+    gone: float
+
+    def watch(self, orphans: list[psutil.Process]) -> None:
+        psutil.wait_procs(orphans)
+        self.gone = time.time()
+
+
 def measure_kills(seed: int = 0) -> Numbers:
     """Kill one job ten times and let it go on, then count what the endpoint was asked for again."""
     rng = random.Random(seed)
-    kills: list[float] = []
+    kills: list[Kill] = []
     with tempfile.TemporaryDirectory() as folder, endpoint(DELAY) as served:
         command = job_command(served.base_url, Path(folder), KILLED_JOB_REQUESTS, 120.0)
         kinds = ["driver", "actor", "all"] * KILLS
@@ -199,10 +212,13 @@ def measure_kills(seed: int = 0) -> Numbers:
                     if process.poll() is not None:
                         break
                     kind = kinds[len(kills)]
-                    victims = _victims(psutil.Process(process.pid), kind)
+                    job = psutil.Process(process.pid)
+                    victims, actors = _victims(job, kind), _victims(job, "actor")
                     if not victims:  # the actor of the next pass is not there yet
                         continue
-                    kills.append(time.time())
+                    kills.append(Kill(time.time(), time.time()))
+                    if kind == "driver":
+                        threading.Thread(target=kills[-1].watch, args=(actors,), daemon=True).start()
                     for victim in victims:
                         with contextlib.suppress(ProcessLookupError):
                             os.kill(victim.pid, signal.SIGKILL)
@@ -223,20 +239,24 @@ def _wait_for_requests(served: Endpoint, process: subprocess.Popen[bytes]) -> No
         time.sleep(0.1)
 
 
-def count_repeats(requests: list[tuple[str, float, float | None]], kills: list[float]) -> Numbers:
-    """From the endpoint's log (identity, arrival, answer) and the times of the kills."""
+def count_repeats(requests: list[tuple[str, float, float | None]], kills: list[Kill]) -> Numbers:
+    """From the endpoint's log (identity, arrival, answer) and the kills.
+
+    A repeated request goes to the first kill whose processes were not yet gone when it arrived. Its reply is lost where
+    it came more than the flush time before that kill, or, asked by a dead driver's actor, before the actor's end.
+    """
     by_identity: dict[str, list[tuple[float, float | None]]] = defaultdict(list)
     for identity, arrival, answer in requests:
         by_identity[identity].append((arrival, answer))
     lost, repeats = 0, [0] * len(kills)
     for served in by_identity.values():
         for (arrival, answer), (again, _) in itertools.pairwise(served):
-            before = [row for row, kill in enumerate(kills) if kill <= again]
+            before = [row for row, kill in enumerate(kills) if kill.at <= again]
             assert before, "a sample was asked for twice before anything was killed"
-            # The first kill after the request; where a dead driver's actors made it, the last before its repeat.
-            kill = next((row for row in before if arrival <= kills[row]), before[-1])
-            repeats[kill] += 1
-            lost += answer is not None and answer < kills[kill] - FLUSH_SECONDS
+            row = next((row for row in before if arrival <= kills[row].gone), before[-1])
+            repeats[row] += 1
+            end = kills[row].at if arrival <= kills[row].at else kills[row].gone
+            lost += answer is not None and answer < end - FLUSH_SECONDS
     return {
         "lost_replies": lost, "paid_twice": max(repeats), "paid_twice_in_all": sum(repeats),
         "in_flight_bound": CONCURRENCY + FLUSH_SECONDS * CONCURRENCY / DELAY,
