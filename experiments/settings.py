@@ -24,7 +24,7 @@ from qcrd.config import (
     TrainConfig,
     with_overrides,
 )
-from qcrd.grid import Cell, Claim, PaperValue
+from qcrd.grid import Cell, Claim, Grid, PaperValue
 from qcrd.report.paper import ACCURACIES
 from qcrd.tasks.files import DOWNLOAD, data_folder
 
@@ -122,17 +122,6 @@ def svamp_cells(
     ]  # fmt: skip
 
 
-def method_cells(preset: str, student: str) -> list[Cell]:
-    """Tables 1 and 2: five methods on all benchmarks."""
-    cells = []
-    for row, changes in METHODS.items():
-        for task, title in columns(preset).items():
-            known = ACCURACIES.get((task, student, str(changes["method"])))
-            paper = None if known is None else printed(preset, known.percent, FLAG if known.odd else "")
-            cells.append(Cell(row=row, column=title, config=config(preset, task, student, changes), paper=paper))
-    return cells
-
-
 def claims(cells: Sequence[Cell], better: str, worse: Sequence[str]) -> tuple[Claim, ...]:
     """That one row beats others in every column where both stand."""
     places = {(cell.row, cell.column) for cell in cells}
@@ -141,4 +130,21 @@ def claims(cells: Sequence[Cell], better: str, worse: Sequence[str]) -> tuple[Cl
         for column in dict.fromkeys(cell.column for cell in cells)
         for other in worse
         if {(better, column), (other, column)} <= places
+    )
+
+
+def methods_table(preset: str, name: str, title: str, student: str, subject: str) -> Grid:
+    """Tables 1 and 2: five methods on all benchmarks."""
+    cells = []
+    for row, changes in METHODS.items():
+        for task, heading in columns(preset).items():
+            known = ACCURACIES.get((task, student, str(changes["method"])))
+            paper = None if known is None else printed(preset, known.percent, FLAG if known.odd else "")
+            cells.append(Cell(row=row, column=heading, config=config(preset, task, student, changes), paper=paper))
+    return Grid(
+        name=name,
+        title=titled(preset, title, subject),
+        cells=tuple(cells),
+        seeds=seeds(preset),
+        claims=claims(cells, "QCRD", [row for row in METHODS if row != "QCRD"]),
     )

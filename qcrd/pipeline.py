@@ -190,6 +190,16 @@ def start_ray() -> None:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1")
 
 
+def stop_ray() -> None:
+    """End what still runs on Ray; its state is on the disk."""
+    ray.shutdown()
+
+
+def cluster_resources() -> dict[str, float]:
+    """What the cluster has by kind, such as CPU and GPU; nothing where Ray has not been started."""
+    return ray.cluster_resources() if ray.is_initialized() else {}
+
+
 def record_folder(config: ExperimentConfig) -> Path:
     """Where an experiment's local record lies: one folder for one config, wherever it runs."""
     key = digest_of(config.identity())[:12]

@@ -17,8 +17,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import ray
-
 from qcrd.artifacts import Artifact, digest_of
 from qcrd.cell_files import cell_folder, cell_name, read_cell, right_of, slug, write_cell
 from qcrd.config import ExperimentConfig, with_overrides
@@ -26,7 +24,7 @@ from qcrd.console import Display
 from qcrd.distill.train import TrainingFailed, uses_gpu
 from qcrd.evaluate.comparison import check_judge, compare_rationales
 from qcrd.grid import STAGE_OF, Cell, Grid
-from qcrd.pipeline import DEFAULT_OPTIONS, Options, check, run, start_ray
+from qcrd.pipeline import DEFAULT_OPTIONS, Options, check, cluster_resources, run, start_ray, stop_ray
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid_data import CellResult, ComparisonResult, GridResults, Place
 from qcrd.report.grid_report import write_grid_report
@@ -98,7 +96,7 @@ def cells_at_once(grid: Grid) -> int:
     if not uses_gpu(config):
         return 1
     needed = max(cell.config.resources.workers for cell in grid.cells)
-    return max(1, int(ray.cluster_resources().get("GPU", 0)) // needed)
+    return max(1, int(cluster_resources().get("GPU", 0)) // needed)
 
 
 def run_grid(
@@ -167,7 +165,7 @@ def _in_threads(run_one: Callable[[int], None], count: int, at_once: int) -> Non
             future.result()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
-        ray.shutdown()  # what still runs ends now; its state is on the disk
+        stop_ray()
         raise
     pool.shutdown()
 
@@ -204,18 +202,13 @@ def _run_job(
 
 def about() -> dict[str, str]:
     """By which command, at which commit and on what machine numbers were made."""
-    code = git_state(Path(__file__).parent)
+    code, has = git_state(Path(__file__).parent), cluster_resources()
     return {
         "command": " ".join(["qcrd", *sys.argv[1:]]),
         "commit": code["commit"] + (" (with changes)" if code["dirty"] == "true" else ""),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "machine": f"{platform.machine()}, {ray_resources()}",
+        "machine": f"{platform.machine()}, {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs",
     }
-
-
-def ray_resources() -> str:
-    resources = ray.cluster_resources() if ray.is_initialized() else {}
-    return f"{resources.get('CPU', 0):g} CPUs, {resources.get('GPU', 0):g} GPUs"
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:

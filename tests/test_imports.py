@@ -7,7 +7,7 @@ ROOT = Path(__file__).parent.parent
 FILES = sorted((ROOT / "qcrd").rglob("*.py"))
 RAY = {
     "teacher/sample.py", "distill/train.py", "distill/async_negatives.py", "evaluate/stage.py", "pipeline.py",
-    "run_grid.py", "sweep.py", "submit.py", "cli.py",
+    "sweep.py", "submit.py", "cli.py",
 }  # fmt: skip
 MLFLOW = {"tracking.py", "mlflow_student.py"}
 BASE = ("config", "grid", "recipes", "seeding", "records", "artifacts", "tracking", "console")
