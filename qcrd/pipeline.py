@@ -195,7 +195,7 @@ def stop_ray() -> None:
     ray.shutdown()
 
 
-def cluster_resources() -> dict[str, float]:
+def cluster_resources() -> Mapping[str, float]:
     """What the cluster has by kind, such as CPU and GPU; nothing where Ray has not been started."""
     return ray.cluster_resources() if ray.is_initialized() else {}
 

@@ -1,10 +1,9 @@
-"""A grid in small: killed between two cells it goes on, in MLflow it is one run with children, its finished cells are
-accepted in another checkout, and the student's labels can be asked for afterwards."""
+"""A grid in small: two cells at once, killed when one is finished, it goes on; in MLflow it is one run with children;
+its finished cells are accepted in another checkout."""
 
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -32,8 +31,8 @@ def recipe() -> Grid:
 """
 
 
-def start(folder: Path, output: str) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "qcrd", "run", str(folder / "small.py"), f"output={folder / output}"]
+def start(folder: Path, output: str, *options: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "qcrd", "run", str(folder / "small.py"), f"output={folder / output}", *options]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder, env=environment,
@@ -50,18 +49,19 @@ def finish(folder: Path, output: str) -> str:
 
 def test_a_grid_goes_on_after_a_kill_and_its_cells_are_accepted_elsewhere(tmp_path: Path):
     (tmp_path / "small.py").write_text(RECIPE)
-    process = start(tmp_path, "runs")
+    process = start(tmp_path, "runs", "--parallel", "2")
     deadline = time.monotonic() + 240
     while len(list(tmp_path.glob("results/*/cell.json"))) < 1:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.1)
     os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
-    (first,) = tmp_path.glob("results/*/cell.json")
+    killed, _ = process.communicate()
+    assert "2 cells at once" in killed
+    assert killed.count("▶ questions") == 1  # whoever comes second waits, and finds them
+    first = next(iter(tmp_path.glob("results/*/cell.json")))
     before = first.read_bytes()
     text = finish(tmp_path, "runs")
-    assert "cell 1/2 (finetune, arithmetic, seed 0): finished before" in text and first.read_bytes() == before
-    assert "✓ questions: already there" in text and "kept in" in text
+    assert "finished before" in text and first.read_bytes() == before
     (report,) = (tmp_path / "runs" / "grids").iterdir()
     rows = list(csv.DictReader((report / "results.csv").open()))
     assert [(row["row"], row["seed"]) for row in rows] == [("finetune", "0"), ("single_task", "0")]
@@ -80,11 +80,3 @@ def test_a_grid_goes_on_after_a_kill_and_its_cells_are_accepted_elsewhere(tmp_pa
 
     elsewhere = finish(tmp_path, "other")
     assert elsewhere.count("finished before") == 2 and not (tmp_path / "other" / "student").exists()
-
-    student = next((tmp_path / "runs" / "student").iterdir())
-    questions = tmp_path / "questions.jsonl"
-    questions.write_text('{"id": "a", "question": "Ann has 3 apples and buys 4. How many has she?"}\n')
-    line = [sys.executable, "-m", "qcrd", "predict", str(student), str(questions)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["id"] == "a"
