@@ -8,12 +8,14 @@ counts are not in it.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,20 @@ class Artifact:
         """The last revision that is finished, else this one."""
         following = replace(self, revision=self.revision + 1)
         return following.newest() if self.is_finished() and following.is_finished() else self
+
+    @contextlib.contextmanager
+    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Keep out others that need the same artifact, here or in another process of this machine, so that nothing is
+        computed or paid for twice. `on_wait` is called where somebody else is at it."""
+        place = self.root / ".locks" / f"{self.stage}-{self.path.name}"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            yield  # closing the file ends the lock, as does the end of the process
 
     def digest(self) -> str:
         """Content digest of a finished artifact: what enters the fingerprints of the stages after it."""

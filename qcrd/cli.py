@@ -1,4 +1,4 @@
-"""The command line: `qcrd plan`, `qcrd run` and `qcrd predict`. Bad input is one line on stderr and exit code 2."""
+"""The command line: `qcrd plan`, `run`, `sweep` and `predict`. Bad input is one line on stderr and exit code 2."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from qcrd.config import ConfigError, ExperimentConfig, one_line, with_overrides
 from qcrd.grid import Grid
 from qcrd.recipes import load_recipe, project_root, recipe_file
+from qcrd.sweep import Sweep
 
 if TYPE_CHECKING:
     from qcrd.console import Display
@@ -41,14 +42,18 @@ def with_pairs(config: ExperimentConfig, overrides: Sequence[str]) -> Experiment
     return with_overrides(config, pairs)
 
 
-def load(recipe: str, overrides: Sequence[str], preset: str | None, seeds: str | None) -> ExperimentConfig | Grid:
-    """What a recipe gives, with overrides (of every cell) and seeds. Raises `ConfigError`."""
+def load(
+    recipe: str, overrides: Sequence[str], preset: str | None, seeds: str | None
+) -> ExperimentConfig | Grid | Sweep:
+    """What a recipe gives, with overrides (of every cell, of a sweep's base) and seeds. Raises `ConfigError`."""
     try:
         made = load_recipe(recipe, preset)
         if isinstance(made, ExperimentConfig):
             if seeds is not None:
                 raise ConfigError(f"--seeds: {seeds!r} is not allowed for one experiment; write seed=1")
             return with_pairs(made, overrides)
+        if isinstance(made, Sweep):
+            return _swept(made, overrides, seeds)
         cells = [cell.model_copy(update={"config": with_pairs(cell.config, overrides)}) for cell in made.cells]
         changed: dict[str, Any] = {"cells": cells}
         if seeds is not None:
@@ -58,11 +63,19 @@ def load(recipe: str, overrides: Sequence[str], preset: str | None, seeds: str |
         raise ConfigError(one_line(error)) from None
 
 
+def _swept(sweep: Sweep, overrides: Sequence[str], seeds: str | None) -> Sweep:
+    """A sweep with its own settings (sweep.budget_hours=2), those of its base, and seeds replaced."""
+    own = dict(pair.removeprefix("sweep.").split("=", 1) for pair in overrides if pair.startswith("sweep."))
+    base = with_pairs(sweep.base, [pair for pair in overrides if not pair.startswith("sweep.")])
+    changed: dict[str, Any] = {**own, "base": base} | ({} if seeds is None else {"seeds": seeds.split(",")})
+    return Sweep.model_validate({**dict(sweep), **changed})
+
+
 def experiment(recipe: str, overrides: Sequence[str]) -> ExperimentConfig:
     """The config of a recipe of one experiment. Raises `ConfigError`."""
     made = load(recipe, overrides, None, None)
-    if isinstance(made, Grid):
-        raise ConfigError(f"RECIPE: {recipe!r} is a grid of {len(made.cells)} cells, not one experiment")
+    if not isinstance(made, ExperimentConfig):
+        raise ConfigError(f"RECIPE: {recipe!r} is a {type(made).__name__.lower()}, not one experiment")
     return made
 
 
@@ -80,8 +93,12 @@ def plan(
     from qcrd import pipeline  # imports torch and Ray: seconds that an error in the config need not wait for
     from qcrd.console import Display
     from qcrd.plan_grid import plan_grid
+    from qcrd.plan_sweep import plan_sweep
 
     with Display() as display:
+        if isinstance(made, Sweep):
+            plan_sweep(made, download).show(display)
+            return
         if isinstance(made, Grid):
             plan_grid(made, download).show(display)
             return
@@ -107,19 +124,47 @@ def run(
 ) -> None:  # fmt: skip
     """Run what is missing of an experiment or a grid, and show where everything lies."""
     made = load(recipe, overrides or [], preset, seeds)
+    if isinstance(made, Sweep):
+        raise ConfigError(f"RECIPE: {recipe!r} is a sweep; write qcrd sweep {recipe}")
     from qcrd import pipeline
+
+    options = pipeline.Options(retry_errors, accept_missing)
+    with _running() as display:
+        if isinstance(made, Grid):
+            _run_grid(made, recipe, display, options, parallel)
+        else:
+            _run_one(made, display, options)
+
+
+AtOnce = Annotated[int | None, typer.Option("--parallel", min=1, help="trials at once; default: as many as fit")]
+
+
+@app.command()
+def sweep(
+    recipe: Recipe, overrides: Overrides = None, retry_errors: RetryErrors = False,
+    accept_missing: AcceptMissing = False, preset: Preset = None, seeds: Seeds = None, parallel: AtOnce = None,
+) -> None:  # fmt: skip
+    """Train the configurations of a sweep that are missing, test the winner, and compare them all."""
+    made = load(recipe, overrides or [], preset, seeds)
+    if not isinstance(made, Sweep):
+        raise ConfigError(f"RECIPE: {recipe!r} is no sweep; write qcrd run {recipe}")
+    from qcrd import pipeline
+
+    with _running() as display:
+        _run_sweep(made, display, pipeline.Options(retry_errors, accept_missing), parallel)
+
+
+@contextlib.contextmanager
+def _running() -> Iterator[Display]:
+    """The display of a long command, and what ends it early as one line and an exit code."""
     from qcrd.console import Display
     from qcrd.distill.durable import is_full
     from qcrd.distill.train import TrainingFailed
     from qcrd.teacher.asking import Stopped
 
-    options = pipeline.Options(retry_errors, accept_missing)
     with Display() as display, insistent_interrupts():
         try:
-            if isinstance(made, Grid):
-                _run_grid(made, recipe, display, options, parallel)
-            else:
-                _run_one(made, display, options)
+            yield display
         except KeyboardInterrupt:
             display.warn("interrupted; what is there is kept, and the same command goes on where this one stopped")
             raise typer.Exit(130) from None
@@ -196,6 +241,16 @@ def _run_grid(grid: Grid, recipe: str, display: Display, options: Options, paral
     display.say(f"report: {folder / 'report.html'}")
     if results.missing:
         print(f"error: {len(results.missing)} cells are missing; the report says why", file=sys.stderr)
+        raise typer.Exit(1)
+
+
+def _run_sweep(sweep: Sweep, display: Display, options: Options, parallel: int | None) -> None:
+    from qcrd.run_sweep import run_sweep
+
+    folder, results = run_sweep(sweep, display, options, parallel)
+    display.say(f"report: {folder / 'report' / 'report.html'}")
+    if failed := [one for one in results.configurations if one.status == "failed"]:
+        print(f"error: {len(failed)} configurations failed; the report says why", file=sys.stderr)
         raise typer.Exit(1)
 
 

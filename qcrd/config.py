@@ -340,6 +340,9 @@ class ResourcesConfig(Settings):
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Positive = Field(default=1, description="data-parallel training workers")
+    gpu_per_worker: float = Field(
+        default=1.0, gt=0, le=1, description="GPU share of a training worker: below 1, trials of a sweep share a GPU"
+    )
     threads: Positive | None = Field(
         default=None, description="CPU threads of a model stage; None: all cores, shared by the training workers"
     )
@@ -407,6 +410,11 @@ class ExperimentConfig(Settings):
     def _check_batch(self) -> None:
         """A global batch is shared evenly, so that no mean depends on how."""
         batch, workers = self.train.global_batch_size, self.resources.workers
+        if workers > 1 and self.resources.gpu_per_worker < 1:
+            raise ValueError(
+                f"resources.gpu_per_worker: {self.resources.gpu_per_worker} is not allowed with resources.workers = "
+                f"{workers}; the workers of one training need a whole GPU each"
+            )
         if batch % workers:
             raise ValueError(
                 f"train.global_batch_size: {batch} is not allowed; "

@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -90,8 +89,10 @@ class Display:
     def stage_started(self, name: str) -> None:
         self._say(f"▶ {name}", "bold")
 
-    def stage_skipped(self, name: str, path: Path | str) -> None:
-        self._say(f"✓ {name}: already there, {path}", "dim")
+    def stages_skipped(self, names: Sequence[str]) -> None:
+        """Stages in a row that were finished before; nothing for none."""
+        if names:
+            self._say(f"✓ already there: {', '.join(names)}", "dim")
 
     def stage_finished(self, name: str, seconds: float, summary: str = "") -> None:
         """Ends the stage's progress bars too."""

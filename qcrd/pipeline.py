@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import logging
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -255,7 +253,7 @@ def fixed_recipe(config: ExperimentConfig) -> ExperimentConfig | None:
         return None
     other = load_recipe(config.fixed_recipe)
     if not isinstance(other, ExperimentConfig):
-        raise ConfigError(f"negatives.fixed: {config.fixed_recipe!r} is a grid; give a recipe of one experiment")
+        raise ConfigError(f"negatives.fixed: {config.fixed_recipe!r} is not one experiment")
     shared = {name: getattr(config, name) for name in ("output", "resources", "tracking")}
     return other.model_copy(update={"seed": config.seed, **shared})
 
@@ -267,29 +265,19 @@ def with_fixed_student(config: ExperimentConfig, display: Display, options: Opti
         return config
     display.say(f"the student of {config.negatives.fixed} writes the negatives, so it comes first")
     finished = run(other, display, replace(options, until="student"))
-    fixed = str(finished["student"].path / "best")
-    return config.model_copy(update={"negatives": config.negatives.model_copy(update={"fixed": fixed})})
+    return _with_fixed(config, finished["student"])
 
 
-@contextlib.contextmanager
-def _only_one(artifact: Artifact, display: Display) -> Iterator[None]:
-    """Keep out other runs that need the same artifact, here or in another process of this machine, so that nothing is
-    computed or paid for twice. Whoever comes second finds it finished."""
-    place = artifact.root / ".locks" / f"{artifact.stage}-{artifact.path.name}"
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with place.open("w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            display.say(f"  {artifact.stage}: another run is at it; waiting for {artifact.path.name}")
-            fcntl.flock(stream, fcntl.LOCK_EX)
-        yield  # closing the file ends the lock, as does the end of the process
+def _with_fixed(config: ExperimentConfig, student: Artifact) -> ExperimentConfig:
+    negatives = config.negatives.model_copy(update={"fixed": str(student.path / "best")})
+    return config.model_copy(update={"negatives": negatives})
 
 
 def _run_stages(config: ExperimentConfig, display: Display, record: RunRecord, options: Options) -> dict[str, Artifact]:
     finished: dict[str, Artifact] = {}
     summaries: dict[str, dict[str, Any]] = {}
     recorded = {row["stage"] for row in read_metrics(record.folder)}
+    there: list[str] = []
     for stage in stages_of(config):
         artifact = _artifact(config, stage, finished)
         assert artifact is not None
@@ -298,12 +286,14 @@ def _run_stages(config: ExperimentConfig, display: Display, record: RunRecord, o
         skipped = artifact.is_finished()
         if not skipped:
             start_ray()
-            with _only_one(artifact, display):
+            with artifact.locked(lambda: display.say(f"  {stage.name}: another run is at it; waiting")):  # noqa: B023
                 skipped = artifact.is_finished()
                 if not skipped:
+                    display.stages_skipped(there)
+                    there = []
                     _run_stage(config, stage, artifact, finished, summaries, display, record, options)
         if skipped:
-            display.stage_skipped(stage.name, artifact.path)
+            there.append(stage.name)
         finished[stage.name] = artifact
         summaries[stage.name] = artifact.marker()["summary"]
         if stage.name == "student" and stage.name not in recorded and skipped:
@@ -313,7 +303,54 @@ def _run_stages(config: ExperimentConfig, display: Display, record: RunRecord, o
         _record_artifact(config, record, stage, artifact)
         if stage.name == options.until:
             break
+    display.stages_skipped(there)
     return finished
+
+
+def _identity(config: ExperimentConfig, stage: Stage, finished: Mapping[str, Artifact]) -> dict[str, Any]:
+    """What a stage's fingerprint stands for."""
+    digests = {name: finished[name].digest() for name in stage.inputs}
+    return {"version": stage.version, "settings": stage.settings(config), "inputs": digests}
+
+
+@dataclass(frozen=True)
+class StudentJob:
+    """A student to train: all that training needs to know, once the stages before it are finished."""
+
+    config: ExperimentConfig
+    artifact: Artifact
+    identity: dict[str, Any]
+    inputs: dict[str, Path]
+
+
+def prepare_student(config: ExperimentConfig, display: Display, record: RunRecord, options: Options) -> None:
+    """Run what is missing of the stages before the student."""
+    trained = with_fixed_student(config, display, options)
+    before = stages_of(trained)[_student_index(trained) - 1]
+    _run_stages(trained, display, record, replace(options, until=before.name))
+
+
+def student_job(config: ExperimentConfig) -> StudentJob:
+    """The student of an experiment whose stages before it are finished. Raises `ValueError` where one is not."""
+    other = fixed_recipe(config)
+    if other is not None:
+        config = _with_fixed(config, student_job(other).artifact)
+    index = _student_index(config)
+    finished: dict[str, Artifact] = {}
+    for stage in stages_of(config)[:index]:
+        artifact = _artifact(config, stage, finished)
+        if artifact is None or not artifact.is_finished():
+            raise ValueError(f"{config.name}: stage {stage.name} is not finished")
+        finished[stage.name] = artifact
+    stage = stages_of(config)[index]
+    artifact = _artifact(config, stage, finished)
+    assert artifact is not None
+    inputs = {name: finished[name].path for name in stage.inputs if name in ("questions", "training_set", "judge")}
+    return StudentJob(config, artifact, _identity(config, stage, finished), inputs)
+
+
+def _student_index(config: ExperimentConfig) -> int:
+    return [stage.name for stage in stages_of(config)].index("student")
 
 
 def _errors_of(samples: Artifact) -> int:
@@ -325,8 +362,7 @@ def _run_stage(
     summaries: Mapping[str, dict[str, Any]], display: Display, record: RunRecord, options: Options,
 ) -> None:  # fmt: skip
     inputs = {name: finished[name] for name in stage.inputs}
-    digests = {name: one.digest() for name, one in inputs.items()}
-    identity = {"version": stage.version, "settings": stage.settings(config), "inputs": digests}
+    identity = _identity(config, stage, finished)
     display.stage_started(stage.name)
     started = time.perf_counter()
     summary = stage.run(
@@ -336,7 +372,7 @@ def _run_stage(
             options.accept_missing,
         )
     )  # fmt: skip
-    artifact.finish(stage.settings(config), digests, summary)
+    artifact.finish(stage.settings(config), identity["inputs"], summary)
     shown = ", ".join(f"{key} {_short(value)}" for key, value in summary.items() if not isinstance(value, dict))
     display.stage_finished(stage.name, time.perf_counter() - started, shown)
     if stage.name == "samples" and _errors_of(artifact):

@@ -83,8 +83,8 @@ class GridPlan:
             display.say(f"Not in the paper's table: {', '.join(sorted(self.unknown_hours))}.")
 
 
-def plan_grid(grid: Grid, download: bool = False) -> GridPlan:
-    """Plan every cell and seed; what two of them share counts once. Raises `ConfigError`."""
+def plan_grid(grid: Grid, download: bool = False, until: str | None = None) -> GridPlan:
+    """Plan every cell and seed, up to the stage `until`; what two of them share counts once. Raises `ConfigError`."""
     check_grid(grid)
     jobs = jobs_of(grid)
     found = GridPlan(grid, len(jobs))
@@ -92,7 +92,7 @@ def plan_grid(grid: Grid, download: bool = False) -> GridPlan:
     largest: dict[str, tuple[int, CostEstimate]] = {}
     for job in jobs:
         for config in filter(None, (fixed_recipe(job.config), job.config)):
-            _count(found, config, job.until, download, seen, largest)
+            _count(found, config, until or job.until, download, seen, largest)
     found.costs = [cost for _, cost in largest.values() if cost.samples]
     return found
 

@@ -1,4 +1,4 @@
-"""Finding a recipe: a Python function, in a file, that returns an experiment's config or a grid of them."""
+"""Finding a recipe: a Python function, in a file, that returns an experiment's config, a grid of them or a sweep."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.grid import Grid
+from qcrd.sweep import Sweep
 
 DEFAULT_FUNCTION = "recipe"
 
@@ -29,7 +30,7 @@ def recipe_file(reference: str) -> Path:
     return Path(file)
 
 
-def load_recipe(reference: str, preset: str | None = None) -> ExperimentConfig | Grid:
+def load_recipe(reference: str, preset: str | None = None) -> ExperimentConfig | Grid | Sweep:
     """What `file.py` (its function `recipe`) or `file.py:function` returns, called with `preset` where one is given.
 
     Raises `ConfigError`, also for a preset where the function has none, or not that one.
@@ -51,6 +52,7 @@ def load_recipe(reference: str, preset: str | None = None) -> ExperimentConfig |
     if preset is not None and "preset" not in inspect.signature(found).parameters:
         raise ConfigError(f"--preset: {preset!r} is not allowed; {path}:{name} has no presets")
     made = found() if preset is None else found(preset=preset)
-    if not isinstance(made, ExperimentConfig | Grid):
-        raise ConfigError(f"RECIPE: {path}:{name} returns {type(made).__name__}, not an ExperimentConfig or a Grid")
+    if not isinstance(made, ExperimentConfig | Grid | Sweep):
+        kind = type(made).__name__
+        raise ConfigError(f"RECIPE: {path}:{name} returns {kind}, not an ExperimentConfig, a Grid or a Sweep")
     return made

@@ -200,6 +200,15 @@ class RunRecord:
             raise ValueError(f"{folder}: a student's folder holds qcrd.json, this one does not")
         self._add({"kind": "student", "path": self._relative(folder), "name": name, "digest": folder_digest(folder)})
 
+    def register_student(self, folder: Path, name: str, alias: str) -> None:
+        """Register a student that some run has logged (`add_student`) as a version of a model, and give it an alias."""
+        digest = folder_digest(folder)
+        self._add({"kind": "register", "path": self._relative(folder), "name": name, "alias": alias, "digest": digest})
+
+    def add_tags(self, tags: Mapping[str, str]) -> None:
+        """Tags that are known only later."""
+        self._add({"kind": "tags", "tags": dict(tags)})
+
     @property
     def run_id(self) -> str | None:
         """MLflow's id of this run, once MLflow has been reached."""
@@ -234,11 +243,19 @@ class RunRecord:
             time.sleep(0.02)
         return not self._failing
 
-    def close(self, status: Literal["FINISHED", "FAILED"]) -> None:
-        """Note how the run ended, and give MLflow a last, bounded chance to catch up."""
+    def close(self, status: Literal["FINISHED", "FAILED"], wait: bool = True) -> None:
+        """Note how the run ended, and give MLflow a last, bounded chance to catch up; `wait` until then."""
         self._add({"kind": "end", "status": status})
-        self.flush()
+        if wait:
+            self.flush()
         self.stop()
+
+    def join(self) -> None:
+        """Wait, after `stop`, for the last sync, as long as it makes progress."""
+        while self._thread is not None and self._view is not None and self._thread.is_alive():
+            self._thread.join(0.1)
+            if time.monotonic() - self._view.progress > PROGRESS_SECONDS:
+                return
 
     def stop(self) -> None:
         """End the thread after its present sync, without waiting for it."""
@@ -498,6 +515,10 @@ class _View:
             client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", item["context"])])])
         elif item["kind"] == "student" and self._log_model:
             self._send_student(client, item)
+        elif item["kind"] == "register" and self._log_model:
+            self._register(client, item)
+        elif item["kind"] == "tags":
+            client.log_batch(run_id, tags=[RunTag(key, str(value)[:TAG_LENGTH]) for key, value in item["tags"].items()])
         elif item["kind"] == "end":
             client.set_terminated(run_id, item["status"])
 
@@ -539,6 +560,44 @@ class _View:
             )
             client.log_model_artifacts(model.model_id, str(target))
         client.finalize_logged_model(model.model_id, "READY")
+
+
+    def _register(self, client: MlflowClient, item: dict[str, Any]) -> None:
+        """One version for one content; the alias moves to it."""
+        from mlflow.exceptions import MlflowException
+
+        name, digest = item["name"], item["digest"]
+        found = client.search_logged_models([self._experiment_id], f"tags.`{DIGEST}` = '{digest}'")
+        model = next((model for model in found if model.status == "READY"), None)
+        if model is None:
+            raise ValueError(f"no model with the content of {item['path']} is logged yet")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = client.search_model_versions(f"name = '{name}'")
+        version = next((one for one in versions if one.tags.get(DIGEST) == digest), None)
+        if version is None:
+            version = client.create_model_version(
+                name, model.artifact_location, model.source_run_id, {DIGEST: digest}, model_id=model.model_id
+            )
+        client.set_registered_model_alias(name, item["alias"], version.version)
+
+
+def is_behind(folder: Path) -> bool:
+    """Whether MLflow lacks something of a run that is over, as far as its folder tells."""
+    if not (folder / STATE).exists():
+        return False
+    state = json.loads((folder / STATE).read_text())
+    newest: dict[str, dict[str, int]] = {}
+    for row in read_metrics(folder):
+        for key in row.keys() - RESERVED:
+            steps = newest.setdefault(row["stage"], {})
+            steps[key] = max(row["step"], steps.get(key, row["step"]))
+    unsent = any(state["sent"].get(stage, {}).get(key, -1) < step for stage, steps in newest.items()
+                 for key, step in steps.items())  # fmt: skip
+    return unsent or bool(state["failed"]) or state["items"] < len(_read_lines(folder / ITEMS))
 
 
 def _import_mlflow() -> None:

@@ -61,12 +61,13 @@ def test_nothing_to_do_is_no_error() -> None:
 def test_stages_and_warnings_are_whole_lines_and_not_markup() -> None:
     shown, stream, _ = display()
     shown.stage_started("samples")
-    shown.stage_skipped("samples", "/a/" + "long/" * 40)
+    shown.stages_skipped([])
+    shown.stages_skipped(["questions", "samples"])
     shown.stage_finished("samples", 61.0, "2000 samples [bold]")
     shown.warn("odd [red]text[/red]")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "▶ samples"
-    assert lines[1].endswith("long/")
+    assert lines[1] == "✓ already there: questions, samples"
     assert lines[2] == "✓ samples in 1:01: 2000 samples [bold]"
     assert lines[3] == "! odd [red]text[/red]"
 

@@ -99,15 +99,15 @@ class Training:
 
     def run(self) -> None:
         """Train to the last step. All results are then in `student`, `judge`, `rows` and the snapshots."""
-        self._resume()
-        self.emit({"kind": "restart", "rows": self.rows})
+        self.resume()
         while self.progress.iteration < self.schedule.num_iterations:
-            self._run_iteration(self.progress.iteration + 1)
+            self.run_iteration()
         self.store.wait()
 
-    def _resume(self) -> None:
+    def resume(self) -> None:
         """Every worker takes the state that the first one reads."""
         self.progress, self.rows = self.workers.from_first(self._read_newest)
+        self.emit({"kind": "restart", "rows": self.rows})
         if self.progress.iteration == 0:
             return
         for optimizer in (self.optimizer, self.judge_optimizer):
@@ -137,7 +137,9 @@ class Training:
             set_weights(model, self.store.snapshot(iteration))
         self.workers.broadcast_(parameter.data for parameter in model.parameters())
 
-    def _run_iteration(self, iteration: int) -> None:
+    def run_iteration(self) -> None:
+        """The next iteration, from its negatives to its checkpoint."""
+        iteration = self.progress.iteration + 1
         visited = self.schedule.visited(iteration)
         started = time.perf_counter()
         negatives = self._negatives(iteration, visited)

@@ -8,12 +8,22 @@ from pathlib import Path
 from qcrd.config import ExperimentConfig
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import save_discriminator, set_weights
+from qcrd.distill.durable import whole_or_absent
 from qcrd.distill.loop import Training
 from qcrd.distill.student import Student
 from qcrd.rationales.single_task import PHRASE, max_answer_tokens
 
+RESULTS = "results"
+"""The folder of results beside a training's checkpoints, whole or absent."""
 TIMES = "times.json"
 """How long training took, which is no part of its result."""
+
+
+def keep_results(training: Training) -> None:
+    """Write the results of a training that is over beside its checkpoints."""
+    with whole_or_absent(training.store.folder / RESULTS) as temporary:
+        temporary.mkdir()
+        write_results(training, temporary)
 
 
 def write_results(training: Training, folder: Path) -> None:

@@ -25,14 +25,14 @@ from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
 from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
-from qcrd.distill.durable import is_full, whole_or_absent
+from qcrd.distill.durable import is_full
 from qcrd.distill.judge import pretrain
 from qcrd.distill.loop import Event, Training
-from qcrd.distill.results import TIMES, write_results
+from qcrd.distill.results import RESULTS, TIMES, keep_results
 from qcrd.distill.workers import Workers
 from qcrd.tasks import get_task
 
-RESULTS, FAILURE = "results", "failure.txt"
+FAILURE = "failure.txt"
 
 
 class TrainingFailed(Exception):
@@ -69,7 +69,11 @@ def check_resources(config: ExperimentConfig) -> None:
 def set_up_torch(config: ExperimentConfig, workers: int = 1) -> torch.device:
     """Threads and device of a worker. Ray sets one thread a CPU that was asked for; a model stage uses all cores."""
     torch.set_num_threads(config.resources.threads or max(1, len(os.sched_getaffinity(0)) // workers))
-    return torch.device("cuda" if uses_cuda(config) else "cpu")
+    if not uses_cuda(config):
+        return torch.device("cpu")
+    if config.resources.gpu_per_worker < 1:  # Ray's shares are only counts
+        torch.cuda.set_per_process_memory_fraction(config.resources.gpu_per_worker)
+    return torch.device("cuda")
 
 
 def uses_cuda(config: ExperimentConfig) -> bool:
@@ -159,9 +163,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
         training = Training(config, data, task, store, device, queue.put, workers, elsewhere)
         training.run()
         if workers.rank == 0:
-            with whole_or_absent(folder / RESULTS) as temporary:
-                temporary.mkdir()
-                write_results(training, temporary)
+            keep_results(training)
     except (FloatingPointError, ValueError) as error:
         return str(error)
     except OSError as error:
@@ -182,41 +184,60 @@ def train(
     the same. Raises `TrainingFailed` after too many deaths, and at once for what a new start would not mend: a loss
     that is not finite, a checkpoint of another training, a full disk.
     """
-    name = f"train-{fingerprint}"
-    check_resources(config)
-    with event_queue(on_event) as queue:
-        settings = {
-            "config": config.model_dump(),
-            "inputs": {stage: str(path) for stage, path in inputs.items()},
-            "folder": str(storage / name),
-            "identity": dict(identity),
-            "queue": queue,
-        }
-        trainer = TorchTrainer(
-            _worker,
-            train_loop_config=settings,
-            scaling_config=ScalingConfig(num_workers=config.resources.workers, use_gpu=uses_gpu(config)),
-            run_config=RunConfig(
-                name=name,
-                storage_path=str(storage),
-                failure_config=FailureConfig(max_failures=config.resources.max_failures, controller_failure_limit=3),
-            ),
-        )
-        try:
-            wrong = trainer.fit().return_value
-        except (ray.train.TrainingFailedError, RayError) as error:
-            (storage / name / FAILURE).write_text(f"{error}\n")
-            raise TrainingFailed(f"{_cause(error)}; all of it is in {storage / name / FAILURE}") from error
-        if wrong is not None:
-            raise TrainingFailed(wrong)
-    results = storage / name / RESULTS
+    folder = training_folder(storage, fingerprint)
+    results = folder / RESULTS
+    if not results.is_dir():
+        _train_under_ray(config, inputs, folder, identity, on_event)
     if not results.is_dir():
         raise TrainingFailed(f"{results}: not there after training; is the folder shared with the training workers?")
     shutil.copytree(results, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(TIMES))
     return json.loads((results / TIMES).read_text())
 
 
-def _cause(error: Exception) -> str:
+def training_folder(storage: Path, fingerprint: str) -> Path:
+    """Where the checkpoints and results of one training lie."""
+    return storage / f"train-{fingerprint}"
+
+
+def scaling_of(config: ExperimentConfig) -> ScalingConfig:
+    """Workers and GPUs of one training."""
+    share = {"GPU": config.resources.gpu_per_worker} if uses_gpu(config) else None
+    return ScalingConfig(num_workers=config.resources.workers, use_gpu=uses_gpu(config), resources_per_worker=share)
+
+
+def _train_under_ray(
+    config: ExperimentConfig, inputs: Mapping[str, Path], folder: Path, identity: Mapping[str, Any],
+    on_event: Callable[[Event], None],
+) -> None:  # fmt: skip
+    check_resources(config)
+    with event_queue(on_event) as queue:
+        settings = {
+            "config": config.model_dump(),
+            "inputs": {stage: str(path) for stage, path in inputs.items()},
+            "folder": str(folder),
+            "identity": dict(identity),
+            "queue": queue,
+        }
+        trainer = TorchTrainer(
+            _worker,
+            train_loop_config=settings,
+            scaling_config=scaling_of(config),
+            run_config=RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent),
+                failure_config=FailureConfig(max_failures=config.resources.max_failures, controller_failure_limit=3),
+            ),
+        )
+        try:
+            wrong = trainer.fit().return_value
+        except (ray.train.TrainingFailedError, RayError) as error:
+            (folder / FAILURE).write_text(f"{error}\n")
+            raise TrainingFailed(f"{cause_of(error)}; all of it is in {folder / FAILURE}") from error
+        if wrong is not None:
+            raise TrainingFailed(wrong)
+
+
+def cause_of(error: Exception) -> str:
     """The last line of what Ray says in many; not of a worker that only lost its peer, where another says why."""
     failures: dict[int, Exception] = {}
     if isinstance(error, ray.train.WorkerGroupError):

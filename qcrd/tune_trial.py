@@ -1,0 +1,103 @@
+"""A sweep's trial where Ray runs it: in Tune's own actor, or on the workers of a nested TorchTrainer.
+
+Both hosts call the same plain function (distill/trial.py); only how it reports differs. Knows nothing about which
+configurations are tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray import tune
+from ray.train.torch import TorchTrainer, get_device
+from ray.tune.integration.ray_train import TuneReportCallback
+from ray.util.queue import Queue
+
+from qcrd.artifacts import Artifact
+from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.distill.loop import Event
+from qcrd.distill.train import cause_of, scaling_of, set_up_torch, uses_cuda, uses_gpu
+from qcrd.distill.trial import SeedJob, train_seeds
+from qcrd.distill.workers import Workers
+from qcrd.pipeline import cluster_resources
+
+CPUS_PER_WORKER = 1
+
+
+def trials_at_once(config: ExperimentConfig) -> int:
+    """How many trials the cluster holds, such that each has its workers and none waits for another's."""
+    there, workers = cluster_resources(), config.resources.workers
+    if uses_gpu(config):
+        share = config.resources.gpu_per_worker
+        slots = int(there.get("GPU", 0)) * int(1 / share + 1e-6)
+    else:
+        slots = int(there.get("CPU", 1)) // CPUS_PER_WORKER
+    if slots < workers:
+        raise ConfigError(
+            f"resources.workers: {workers} is not allowed; the cluster holds {slots} workers of this kind at once"
+        )
+    return slots // workers
+
+
+def resources_of_trial(config: ExperimentConfig) -> tune.PlacementGroupFactory:
+    """Of the actor of a trial. With several workers it only waits for them: it reserves no CPU that they need."""
+    if config.resources.workers > 1:
+        return tune.PlacementGroupFactory([{"memory": 1}])
+    share = {"GPU": config.resources.gpu_per_worker} if uses_gpu(config) else {}
+    return tune.PlacementGroupFactory([{"CPU": CPUS_PER_WORKER, **share}])
+
+
+def _emit_to(queue: Queue, key: str) -> Callable[[int, Event], None]:
+    return lambda seed, event: queue.put({**event, "trial": key, "seed": seed})
+
+
+def run_trial(settings: dict[str, Any], queue: Queue) -> None:
+    """One trial in Tune's actor."""
+    jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
+    config = ExperimentConfig.model_validate(jobs[0].config)
+    with contextlib.ExitStack() as stack:
+        for artifact in settings["artifacts"]:
+            place = Artifact(Path(artifact["root"]), "student", artifact["name"], artifact["fingerprint"])
+            stack.enter_context(place.locked(lambda: None))
+        if config.resources.workers == 1:
+            device = set_up_torch(config)
+            train_seeds(jobs, device, _emit_to(queue, settings["key"]), tune.report, reported=settings["reported"])
+        else:
+            _train_on_workers(config, settings, queue)
+
+
+def _train_on_workers(config: ExperimentConfig, settings: dict[str, Any], queue: Queue) -> None:
+    trainer = TorchTrainer(
+        _trial_worker,
+        train_loop_config={**settings, "queue": queue},
+        scaling_config=scaling_of(config),
+        run_config=ray.train.RunConfig(
+            name=f"trial-{settings['key']}",
+            storage_path=str(Path(settings["jobs"][0]["folder"]).parent),
+            callbacks=[TuneReportCallback()],
+            failure_config=ray.train.FailureConfig(
+                max_failures=config.resources.max_failures, controller_failure_limit=3
+            ),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise RuntimeError(cause_of(error)) from error
+
+
+def _trial_worker(settings: dict[str, Any]) -> None:
+    """One of several workers of a trial, under Ray Train."""
+    jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
+    config, workers = ExperimentConfig.model_validate(jobs[0].config), Workers()
+    device = set_up_torch(config, config.resources.workers)
+    if uses_cuda(config):
+        device = get_device()
+    emit = _emit_to(settings["queue"], settings["key"])
+    train_seeds(jobs, device, emit, ray.train.report, workers, settings["reported"])
+
+
