@@ -9,10 +9,11 @@ RAY = {
     "teacher/sample.py", "distill/train.py", "distill/async_negatives.py", "evaluate/stage.py", "pipeline.py",
     "sweep.py", "submit.py", "cli.py",
 }  # fmt: skip
-MLFLOW = {"tracking.py", "mlflow_student.py"}
-BASE = ("config", "grid", "recipes", "seeding", "records", "artifacts", "tracking", "console")
+MLFLOW = {"tracking.py", "mlflow_runs.py", "mlflow_student.py"}
+BASE = ("config", "grid", "recipes", "seeding", "records", "artifacts", "tracking", "mlflow_runs", "console")
 LAYERS = [*([name] for name in ("tasks",)), ["teacher", "rationales"], ["distill"], ["evaluate"], ["report"],
-          ["stages"], ["pipeline", "cell_files"], ["run_grid"], ["plan_grid", "sweep", "submit", "cli"]]  # fmt: skip
+          ["stages"], ["pipeline", "cell_files"], ["run_grid"],
+          ["plan_grid", "sweep", "submit", "compare", "cli"]]  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:

@@ -86,5 +86,3 @@ def draw_effects(path: Path, results: SweepResults) -> bool:
         axes.grid(alpha=0.3)
     finish(figure, f"Effects after iteration {common_iteration(results)}: {subject_of(results)}", path)
     return True
-
-

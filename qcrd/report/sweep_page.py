@@ -1,7 +1,7 @@
 """The report of a sweep: report.md with figures, report.html with plots to explore, results.csv.
 
 The page holds plotly itself, once, and loads nothing. Everything is written again whenever more is known; each file is
-replaced as a whole, and the same results give the same bytes. Knows nothing about Ray, MLflow or where results are from.
+replaced as a whole, and the same results give the same bytes. Knows nothing about Ray, MLflow or a sweep's files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from qcrd.report.sweep_statistics import best_choice, score_interval, value_labe
 # plotly draws parallel coordinates with code that it makes from strings; nothing may be loaded or sent.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
-    "font-src data:"
+    "font-src data:; form-action 'none'"
 )
 _PLOTS: dict[str, Callable[[SweepResults], go.Figure | None]] = {
     "score_and_cost": score_and_cost,
@@ -66,7 +66,7 @@ def page_of(results: SweepResults) -> str:
     plots = {name: plot for name, draw in _PLOTS.items() if (plot := draw(results)) is not None}
 
     def image(alt: str, name: str) -> str:
-        settings = {"displaylogo": False, "responsive": True, "plotlyServerURL": ""}
+        settings = {"displaylogo": False, "responsive": True, "showSendToCloud": False, "plotlyServerURL": ""}
         return to_html(
             plots[name], settings, include_plotlyjs=False, include_mathjax=False, full_html=False, div_id=name,
             default_width="100%",

@@ -206,5 +206,3 @@ def _points(name: str, group: Sequence[Configuration], marker: dict[str, Any], r
         mode="markers", name=name, marker=marker, text=[_named(one, results) for one in group],
         hovertemplate="%{text}<br>%{y:.1f} %, %{x:.1f} s<extra></extra>",
     )  # fmt: skip
-
-

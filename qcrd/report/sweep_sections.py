@@ -29,14 +29,14 @@ from qcrd.report.sweep_statistics import (
 
 SCORE = "validation accuracy"
 _SCORE_NOTE = (
-    "The score is the best validation accuracy of a training, mean over the seeds, with a 95 % t interval over the seeds "
-    "(none with one seed). The best of many was chosen by the same questions, so its own score is too high an estimate; "
-    "only the test set tells how good it is."
+    "The score is the best validation accuracy of a training, mean over the seeds, with a 95 % t interval over the "
+    "seeds (none with one seed). The best of many was chosen by the same questions, so its own score is too high an "
+    "estimate; only the test set tells how good it is."
 )
 _EFFECT_NOTE = (
     "Mean of the scores at each value, whatever the other fields are, with a 95 % bootstrap interval over the "
-    "configurations; an interval of few configurations is too narrow. Values were not assigned at random where a search "
-    "or a scheduler chose them."
+    "configurations; an interval of few configurations is too narrow. Values were not assigned at random where a "
+    "search or a scheduler chose them."
 )
 _IMPORTANCE_NOTE = (
     "Functional ANOVA over a random forest of the scores at equal training: the share of each field in what the fields "

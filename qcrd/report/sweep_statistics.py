@@ -166,7 +166,7 @@ def value_label(value: Any) -> str:
 
 def numbers_of(results: SweepResults, field: str) -> list[float] | None:
     """The values that a field takes, rising; None where not all are numbers."""
-    values = [one.values.get(field) for one in results.configurations]
+    values: list[Any] = [one.values.get(field) for one in results.configurations]
     if any(isinstance(value, bool) or not isinstance(value, int | float) for value in values):
         return None
     return sorted({float(value) for value in values})
@@ -175,7 +175,7 @@ def numbers_of(results: SweepResults, field: str) -> list[float] | None:
 def labels_of(results: SweepResults, field: str) -> list[str]:
     """The labels of a field's values: numbers rise, the rest is in the order of the configurations."""
     numbers = numbers_of(results, field)
-    values = [one.values.get(field) for one in results.configurations]
+    values: list[Any] = [one.values.get(field) for one in results.configurations]
     if numbers is not None:
         values.sort(key=float)
     return list(dict.fromkeys(map(value_label, values)))
