@@ -233,17 +233,19 @@ def _value(text: str | None) -> Any:
 def _status(run: TrackedRun) -> Status:
     if run.tags.get(EARLY_STOPPED, "false") != "false":
         return "stopped"
-    return {"FINISHED": "finished", "FAILED": "failed", "KILLED": "failed"}.get(run.status, "unfinished")
+    if run.status in ("FAILED", "KILLED"):
+        return "failed"
+    return "finished" if run.status == "FINISHED" else "unfinished"
 
 
 def _configuration(key: str, seeds: dict[int, TrackedRun], fields: Sequence[str]) -> Configuration:
     """The worst of the seeds' states is that of the configuration."""
     states = {seed: _status(run) for seed, run in seeds.items()}
-    order: list[Status] = ["failed", "unfinished", "stopped", "finished"]
+    worst_first: tuple[Status, ...] = ("failed", "unfinished", "stopped", "finished")
     first = next(iter(seeds.values()))
     return Configuration(
         key=key, values={name: _value(first.params.get(name)) for name in fields},
-        status=min(states.values(), key=order.index),
+        status=next(one for one in worst_first if one in states.values()),
         curves={seed: tuple(value for _, value in run.accuracy) for seed, run in sorted(seeds.items())},
         seconds=sum(run.metrics.get("student/seconds", run.seconds) for run in seeds.values()),
         steps=sum(run.accuracy[-1][0] for run in seeds.values() if run.accuracy),

@@ -72,6 +72,9 @@ def _client(uri: str) -> Iterator[MlflowClient]:
 
     try:
         ask_server(uri)
+    except OSError as error:
+        raise MlflowAway(f"no answer from {redacted(uri)}") from error
+    try:
         yield MlflowClient(tracking_uri=uri, registry_uri=uri)
     except (OSError, MlflowException, SQLAlchemyError) as error:
         reason = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:300]

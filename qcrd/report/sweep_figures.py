@@ -10,10 +10,11 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 from qcrd.report.grid_figures import finish, panel_axes, plain
 from qcrd.report.sweep_data import Configuration, SweepResults
-from qcrd.report.sweep_sections import SCORE, subject_of, values_text
+from qcrd.report.sweep_sections import SCORE, curve_label, subject_of
 from qcrd.report.sweep_statistics import common_iteration, effects, equal_scores
 
 BEST = 5
@@ -53,13 +54,19 @@ def draw_curves(path: Path, results: SweepResults) -> bool:
     for index, one in enumerate(best):
         curve = mean_curve(one)
         count = np.arange(1, len(curve.mean) + 1)
-        label = f"{one.key}: {values_text(one, results.fields)}" if results.fields else one.key
-        axes.plot(count, 100 * np.array(curve.mean), marker="o", markersize=3, color=f"C{index}", label=plain(label))
+        axes.plot(
+            count,
+            100 * np.array(curve.mean),
+            marker="o",
+            markersize=3,
+            color=f"C{index}",
+            label=plain(curve_label(one, results)),
+        )
         low, high = 100 * np.array(curve.low), 100 * np.array(curve.high)
         axes.fill_between(count, low, high, color=f"C{index}", alpha=0.12)
     axes.set_xlabel("iteration")
     axes.set_ylabel(f"{SCORE}, %")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     finish(figure, f"Learning curves of the best: {subject_of(results)}", path)
@@ -79,7 +86,9 @@ def draw_effects(path: Path, results: SweepResults) -> bool:
         ends = np.array([level.interval or (level.mean, level.mean) for level in effect.levels])
         errors = 100 * np.maximum(0.0, np.stack([means - ends[:, 0], ends[:, 1] - means]))
         axes.errorbar(range(len(means)), 100 * means, yerr=errors, fmt="o:", linewidth=1, capsize=3)
-        axes.set_xticks(range(len(means)), [plain(level.label) for level in effect.levels], fontsize=8)
+        axes.set_xticks(
+            range(len(means)), [plain(level.label.replace(" to ", " to\n")) for level in effect.levels], fontsize=8
+        )
         axes.set_xlim(-0.5, len(means) - 0.5)
         axes.set_title(plain(effect.field + (" (thirds)" if effect.in_thirds else "")), fontsize=10)
         axes.set_ylabel(f"{SCORE}, %")

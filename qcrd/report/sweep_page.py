@@ -37,6 +37,7 @@ _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; img-src data: blob:; "
     "font-src data:; form-action 'none'"
 )
+_STYLE = "<style>td:not(:last-child) { white-space: nowrap; }</style>\n"
 _PLOTS: dict[str, Callable[[SweepResults], go.Figure | None]] = {
     "score_and_cost": score_and_cost,
     "parallel_coordinates": parallel_coordinates,
@@ -73,7 +74,7 @@ def page_of(results: SweepResults) -> str:
         )  # fmt: skip
 
     body = rendered(_text(results, lambda name: name in plots), image)
-    return document(subject_of(results), body, _POLICY, f"<script>{get_plotlyjs()}</script>\n")
+    return document(subject_of(results), body, _POLICY, _STYLE + f"<script>{get_plotlyjs()}</script>\n")
 
 
 def _text(results: SweepResults, has: Callable[[str], bool]) -> str:
@@ -109,7 +110,10 @@ def _metrics(results: SweepResults) -> dict[str, float]:
     metrics = {f"sweep/{name}": float(value) for name, value in numbers.items()}
     choice = best_choice(results)
     if choice is not None:
-        metrics["sweep/best_score"], metrics["sweep/chosen_score"] = choice.best.score, choice.cheapest.score
+        metrics["sweep/best_score"], metrics["sweep/chosen_score"] = (
+            float(choice.best.score),
+            float(choice.cheapest.score),
+        )
         if (interval := score_interval(choice.best)) is not None:
             metrics["sweep/best_low"], metrics["sweep/best_high"] = interval
     return metrics

@@ -15,7 +15,7 @@ from plotly.subplots import make_subplots
 
 from qcrd.report.sweep_data import Configuration, SweepResults
 from qcrd.report.sweep_figures import leading, mean_curve
-from qcrd.report.sweep_sections import SCORE, short_names, subject_of, values_text
+from qcrd.report.sweep_sections import SCORE, curve_label, short_names, subject_of
 from qcrd.report.sweep_statistics import (
     best_choice,
     common_iteration,
@@ -33,6 +33,8 @@ from qcrd.report.sweep_statistics import (
 COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd")
 ACROSS = 3
 """Effects side by side."""
+LEVEL_LABELS = 6
+"""Axes of parallel coordinates whose names fit side by side."""
 _LEGEND = {"orientation": "h", "yanchor": "top", "y": -0.18, "x": 0}
 
 
@@ -56,10 +58,11 @@ def parallel_coordinates(results: SweepResults) -> go.Figure | None:
     values = [100 * scores[one.key] for one in shown]
     axes.append({"label": f"{SCORE}, %", "values": values, "tickformat": ".3~g"})
     line = {"color": values, "colorscale": "Viridis", "showscale": False}
-    drawn = go.Parcoords(dimensions=axes, line=line, labelfont={"size": 13}, tickfont={"size": 12})
+    angle = -20 if len(axes) > LEVEL_LABELS else 0
+    drawn = go.Parcoords(dimensions=axes, line=line, labelangle=angle, labelfont={"size": 13}, tickfont={"size": 12})
     title = f"Parallel coordinates: {SCORE} after iteration {common_iteration(results)}"
     figure = _styled(go.Figure(drawn), title, results, 480)
-    return figure.update_layout(margin={"l": 110, "r": 110, "t": 130, "b": 40})
+    return figure.update_layout(margin={"l": 110, "r": 110, "t": 190 if angle else 130, "b": 40})
 
 
 def _axis(results: SweepResults, shown: Sequence[Configuration], name: str, label: str) -> dict[str, Any]:
@@ -74,8 +77,8 @@ def _axis(results: SweepResults, shown: Sequence[Configuration], name: str, labe
     if len(numbers) <= 8:
         ticks = {"tickvals": [scale(one) for one in numbers], "ticktext": [value_label(one) for one in numbers]}
     elif scale is math.log10:
-        powers = range(math.floor(scale(numbers[0])), math.ceil(scale(numbers[-1])) + 1)
-        ticks = {"tickvals": list(powers), "ticktext": [f"1e{power}" for power in powers]}
+        powers = list(range(math.ceil(scale(numbers[0])), math.floor(scale(numbers[-1])) + 1))
+        ticks = {"tickvals": powers, "ticktext": [f"1e{power}" for power in powers]}
     return {"label": label, "values": [scale(one.values[name]) for one in shown], **ticks}
 
 
@@ -103,7 +106,7 @@ def effect_panels(results: SweepResults) -> go.Figure | None:
     lines = math.ceil(len(found) / across)
     titles = [escape(effect.field) + (" (thirds)" if effect.in_thirds else "") for effect in found]
     gap = 0.3 / lines if lines > 1 else 0.0
-    figure = make_subplots(lines, across, subplot_titles=titles, shared_yaxes="all", vertical_spacing=gap)
+    figure = make_subplots(lines, across, subplot_titles=titles, shared_yaxes=True, vertical_spacing=gap)
     for index, effect in enumerate(found):
         means = [100 * level.mean for level in effect.levels]
         ends = [level.interval or (level.mean, level.mean) for level in effect.levels]
@@ -119,7 +122,7 @@ def effect_panels(results: SweepResults) -> go.Figure | None:
         )  # fmt: skip
         figure.add_trace(points, row=index // across + 1, col=index % across + 1)
     figure.update_xaxes(type="category")
-    figure.update_yaxes(title=f"{SCORE}, %", col=1)
+    figure.update_yaxes(matches="y").update_yaxes(title=f"{SCORE}, %", col=1)
     title = f"Effect of each field after iteration {common_iteration(results)}, 95 % intervals"
     return _styled(figure, title, results, 150 + 300 * lines)
 
@@ -154,8 +157,7 @@ def _percent(shares: Sequence[float]) -> list[float]:
 
 
 def _named(one: Configuration, results: SweepResults) -> str:
-    text = f"{one.key}: {values_text(one, results.fields)}" if results.fields else one.key
-    return escape(text if len(text) <= 130 else text[:130] + " …")
+    return escape(curve_label(one, results))
 
 
 def score_and_cost(results: SweepResults) -> go.Figure | None:

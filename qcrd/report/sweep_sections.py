@@ -56,6 +56,12 @@ def short_names(fields: Sequence[str]) -> dict[str, str]:
     return {name: one if last.count(one) == 1 else name for name, one in zip(fields, last, strict=True)}
 
 
+def curve_label(one: Configuration, results: SweepResults, limit: int = 100) -> str:
+    """A configuration's name, with its values where they are few."""
+    values = values_text(one, results.fields)
+    return f"{one.key}: {values}" if values and len(values) <= limit else one.key
+
+
 def values_text(one: Configuration, fields: Sequence[str]) -> str:
     """A configuration's values on one line."""
     return ", ".join(f"{short} {value_label(one.values.get(name))}" for name, short in short_names(fields).items())
@@ -76,12 +82,12 @@ def _cost(one: Configuration) -> list[str]:
 
 def ranking(results: SweepResults) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the finished configurations, best first."""
-    header = ["rank", "configuration", *results.fields, f"{SCORE}, %", "seeds", "minus the best", "time", "steps"]
+    header = ["rank", "configuration", f"{SCORE}, %", "minus the best", "seeds", "time", "steps", *results.fields]
     rows = []
     for rank, one in enumerate(results.finished, start=1):
         behind = "" if rank == 1 else _behind(one, results.finished[0])
         score = f"{100 * one.score:.1f}{_points(score_interval(one))}"
-        rows.append([str(rank), one.key, *_values(one, results), score, str(len(one.best())), behind, *_cost(one)])
+        rows.append([str(rank), one.key, score, behind, str(len(one.best())), *_cost(one), *_values(one, results)])
     return header, rows
 
 
@@ -92,12 +98,12 @@ def _behind(one: Configuration, best: Configuration) -> str:
 
 def others(results: SweepResults) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the configurations that are not ranked, and what became of them."""
-    header = ["configuration", *results.fields, "state", f"{SCORE} till then, %", "time", "steps"]
+    header = ["configuration", "state", f"{SCORE} till then, %", "time", "steps", *results.fields]
     rows = []
     for status in ("stopped", "unfinished", "failed"):
         for one in (one for one in results.configurations if one.status == status):
             score = "" if math.isnan(one.score) else f"{100 * one.score:.1f}"
-            rows.append([one.key, *_values(one, results), _state(one), score, *_cost(one)])
+            rows.append([one.key, _state(one), score, *_cost(one), *_values(one, results)])
     return header, rows
 
 
@@ -107,7 +113,13 @@ def _state(one: Configuration) -> str:
         return f"stopped {after}"
     if one.status == "unfinished":
         return f"unfinished, {after}" if one.iterations else "unfinished, not begun"
-    return f"failed {after}: {one.reason or 'no reason given'}"
+    return f"failed {after}"
+
+
+def failures(results: SweepResults) -> list[list[str]]:
+    """Which configurations failed, and why."""
+    failed = [one for one in results.configurations if one.status == "failed"]
+    return [[one.key, one.reason or "no reason given"] for one in failed]
 
 
 def choice_line(results: SweepResults, choice: Choice) -> str:
@@ -144,9 +156,10 @@ def counts_line(results: SweepResults) -> str:
     states = ", ".join(f"{count} {status}" for status, count in by_status.items() if count)
     seconds, steps = total_cost(results)
     seeds = f"{len(results.seeds)} seed" + "s" * (len(results.seeds) != 1)
+    many = "s" * (len(results.configurations) != 1)
     return (
-        f"{len(results.configurations)} configurations ({states or 'none begun'}), {seeds}; {duration(seconds)} of "
-        f"training, {steps} optimizer steps in all."
+        f"{len(results.configurations)} configuration{many} ({states or 'none begun'}), {seeds}; "
+        f"{duration(seconds)} of training, {steps} optimizer steps in all."
     )
 
 
@@ -191,7 +204,8 @@ def _test_lines(results: SweepResults) -> list[str]:
 def tables_section(results: SweepResults) -> list[str]:
     """The ranked configurations, and below them those that were stopped early, go on later, or failed."""
     lines = ["## Configurations", ""]
-    for heading, (header, rows) in (("", ranking(results)), ("Not ranked:", others(results))):
+    why = (["configuration", "why it failed"], failures(results))
+    for heading, (header, rows) in (("", ranking(results)), ("Not ranked:", others(results)), ("", why)):
         if rows:
             cells = [[shown(text) if text else "" for text in row] for row in rows]
             lines += [*([heading, ""] if heading else []), *table([shown(name) for name in header], cells)]

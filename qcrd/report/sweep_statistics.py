@@ -248,10 +248,14 @@ def _thirds(results: SweepResults, name: str) -> dict[str, str]:
     labels, numbers = labels_of(results, name), numbers_of(results, name)
     if numbers is None or len(labels) <= MOST_VALUES:
         return {label: label for label in labels}
-    values = [float(one.values[name]) for one in results.configurations]
-    ends = np.quantile(values, [1 / 3, 2 / 3])
-    parts = [[one for one in numbers if int(np.searchsorted(ends, one)) == third] for third in range(3)]
-    return {value_label(one): f"{part[0]:.3g} to {part[-1]:.3g}" for part in parts for one in part}
+    values: list[Any] = sorted((one.values[name] for one in results.configurations), key=float)
+    places = np.searchsorted(np.quantile(values, [1 / 3, 2 / 3]), values)
+    parts = [[one for one, place in zip(values, places, strict=True) if place == third] for third in range(3)]
+    for digits in (2, 4, 17):  # as many as tell the thirds apart
+        names = [f"{part[0]:.{digits}g} to {part[-1]:.{digits}g}" for part in parts if part]
+        if len(set(names)) == len(names):
+            break
+    return {value_label(one): label for part, label in zip(filter(None, parts), names, strict=True) for one in part}
 
 
 def _level(name: str, label: str, scores: Sequence[float]) -> Level:
