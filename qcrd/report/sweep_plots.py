@@ -106,7 +106,10 @@ def effect_panels(results: SweepResults) -> go.Figure | None:
     lines = math.ceil(len(found) / across)
     titles = [escape(effect.field) + (" (thirds)" if effect.in_thirds else "") for effect in found]
     gap = 0.3 / lines if lines > 1 else 0.0
-    figure = make_subplots(lines, across, subplot_titles=titles, shared_yaxes=True, vertical_spacing=gap)
+    figure = make_subplots(
+        lines, across, subplot_titles=titles, vertical_spacing=gap,
+        shared_yaxes="all",  # pyright: ignore[reportArgumentType] - plotly's documentation allows it
+    )  # fmt: skip
     for index, effect in enumerate(found):
         means = [100 * level.mean for level in effect.levels]
         ends = [level.interval or (level.mean, level.mean) for level in effect.levels]
@@ -122,7 +125,7 @@ def effect_panels(results: SweepResults) -> go.Figure | None:
         )  # fmt: skip
         figure.add_trace(points, row=index // across + 1, col=index % across + 1)
     figure.update_xaxes(type="category")
-    figure.update_yaxes(matches="y").update_yaxes(title=f"{SCORE}, %", col=1)
+    figure.update_yaxes(title=f"{SCORE}, %", col=1)
     title = f"Effect of each field after iteration {common_iteration(results)}, 95 % intervals"
     return _styled(figure, title, results, 150 + 300 * lines)
 
