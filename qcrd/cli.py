@@ -1,4 +1,4 @@
-"""The command line: `qcrd plan`, `run`, `sweep` and `predict`. Bad input is one line on stderr and exit code 2."""
+"""The command line: `qcrd plan`, `run`, `sweep`, `compare`, `predict`. Bad input is one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -261,6 +261,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+# -- compare: a sweep or runs as a table and a page, without Ray ------------------------------------------------------
+
+References = Annotated[
+    list[str], typer.Argument(metavar="REFERENCE...", help="a sweep's folder or name; run ids; an MLflow experiment")
+]
+Runs = Annotated[Path, typer.Option(help="the output folder of the runs")]
+Uri = Annotated[str | None, typer.Option(help="MLflow's; default: MLFLOW_TRACKING_URI, else SQLite in the output")]
+Html = Annotated[Path | None, typer.Option(help="file for the page; default: the sweep's folder, or ./comparison")]
+
+
+@app.command()
+def compare(references: References, output: Runs = Path("runs"), uri: Uri = None, html: Html = None) -> None:
+    """Compare configurations: scores with intervals, cost, what matters, and which one to take."""
+    from qcrd.compare import compare as compare_runs
+    from qcrd.config import TrackingConfig
+    from qcrd.console import Display
+
+    with Display() as display:
+        compare_runs(references, output, TrackingConfig(uri=uri), html, display)
 
 
 # -- predict: a finished student answers, without a recipe and without Ray ------------------------------------------

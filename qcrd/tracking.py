@@ -3,8 +3,8 @@
 A run's folder holds `config.json`, `metrics.jsonl` (a row a line), `items.jsonl` (everything else MLflow should show)
 and `mlflow.json` (how far MLflow has got). One background thread copies what is new to MLflow. Where MLflow cannot be
 reached the run goes on after one warning, and the next sync, or the next `qcrd run`, copies the rest. This module knows
-nothing about stages, Ray or models; with `mlflow_student.py` it is the only one that imports mlflow, and only once a
-run starts.
+nothing about stages, Ray or models. Beside it only `mlflow_runs.py`, which reads, and `mlflow_student.py` import
+mlflow; it does so once a run starts.
 """
 
 from __future__ import annotations
@@ -82,6 +82,12 @@ def read_metrics(folder: Path) -> list[Row]:
     return [{k: v if k in RESERVED else float(v) for k, v in row.items()} for row in _read_lines(folder / METRICS)]
 
 
+def read_items(folder: Path) -> list[dict[str, Any]]:
+    """All else that a run's folder records, oldest first: {"kind": "start", "params", "tags"}, {"kind": "end",
+    "status"}, artifacts, data sets and students."""
+    return _read_lines(folder / ITEMS)
+
+
 def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
     """The setting, else MLFLOW_TRACKING_URI, else a SQLite file in the output folder."""
     default = f"sqlite:///{output.resolve() / 'mlflow.db'}"
@@ -137,7 +143,7 @@ class RunRecord:
         _cut_torn_line(folder / METRICS)
         _cut_torn_line(folder / ITEMS)
         self.folder, self._output, self._warn = folder, output.resolve(), warn
-        self._rows, self._items = read_metrics(folder), _read_lines(folder / ITEMS)
+        self._rows, self._items = read_metrics(folder), read_items(folder)
         self._view = None
         if tracking.enabled:
             self._view = _View(folder, run_key, run_name, tracking, self._output, warn, parent)
@@ -219,7 +225,7 @@ class RunRecord:
         if self._view is None or self._thread is not None:
             return
         try:
-            _import_mlflow()
+            import_mlflow()
         except Exception as error:  # noqa: BLE001 - a broken tracker must not end a run; the local record goes on
             self._outage(error)
             return
@@ -358,7 +364,7 @@ class _View:
     def sync(self, rows: Sequence[Row], items: Sequence[dict[str, Any]]) -> None:
         """Send what MLflow lacks of these rows and items."""
         try:
-            _ask_server(self._uri)
+            ask_server(self._uri)
             client = self._client or self._connect(items)
             self._link_to_parent(client)
             self._settle(client)
@@ -597,10 +603,10 @@ def is_behind(folder: Path) -> bool:
             steps[key] = max(row["step"], steps.get(key, row["step"]))
     unsent = any(state["sent"].get(stage, {}).get(key, -1) < step for stage, steps in newest.items()
                  for key, step in steps.items())  # fmt: skip
-    return unsent or bool(state["failed"]) or state["items"] < len(_read_lines(folder / ITEMS))
+    return unsent or bool(state["failed"]) or state["items"] < len(read_items(folder))
 
 
-def _import_mlflow() -> None:
+def import_mlflow() -> None:
     """Import mlflow, impatient and quiet. What the user has set in the environment stays."""
     for key, value in ENVIRONMENT.items():
         os.environ.setdefault(key, value)
@@ -627,7 +633,7 @@ def _create_database(uri: str) -> None:
     new.rename(path)
 
 
-def _ask_server(uri: str) -> None:
+def ask_server(uri: str) -> None:
     """Raise `OSError` within seconds where no server answers; any answer will do, also an error."""
     if not uri.startswith(("http://", "https://")):
         return

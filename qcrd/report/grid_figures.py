@@ -34,7 +34,8 @@ def unit_of(cell: Cell) -> str:
     return "accuracy, %" if cell.measure in SHARES else cell.measure.replace("_", " ")
 
 
-def _panels(count: int, height: float, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
+def panel_axes(count: int, height: float, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels of this height (inches), `across` side by side."""
     columns = min(count, across)
     lines = math.ceil(count / columns)
     figure, grid = plt.subplots(lines, columns, figsize=(4.2 * columns + 1, height * lines + 0.6), squeeze=False)
@@ -43,7 +44,8 @@ def _panels(count: int, height: float, across: int = ACROSS) -> tuple[Figure, li
     return figure, list(grid.flat)[:count]
 
 
-def _finish(figure: Figure, title: str, path: Path) -> None:
+def finish(figure: Figure, title: str, path: Path) -> None:
+    """Put the title above the panels, and write PNG and SVG."""
     figure.suptitle(plain(title), fontsize=12, wrap=True)
     figure.tight_layout()
     save(figure, path)
@@ -64,7 +66,7 @@ def results_chart(path: Path, grid: Grid, summaries: Mapping[tuple[str, str], Su
     panels = dict.fromkeys((one.cell.column, unit_of(one.cell)) for one in summaries.values())
     if not panels:
         return False
-    figure, drawn = _panels(len(panels), 0.9 + 0.32 * len(grid.rows))
+    figure, drawn = panel_axes(len(panels), 0.9 + 0.32 * len(grid.rows))
     for axes, (column, unit) in zip(drawn, panels, strict=True):
         found = [one for one in summaries.values() if (one.cell.column, unit_of(one.cell)) == (column, unit)]
         rows = list(dict.fromkeys(one.cell.row for one in found))
@@ -81,7 +83,7 @@ def results_chart(path: Path, grid: Grid, summaries: Mapping[tuple[str, str], Su
         axes.set_title(plain(column), fontsize=10)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, loc="lower center", ncols=2)
-    _finish(figure, subject_of(grid), path)
+    finish(figure, subject_of(grid), path)
     return True
 
 
@@ -94,7 +96,7 @@ def training_share(path: Path, grid: Grid, summaries: Mapping[tuple[str, str], S
     tasks = dict.fromkeys(one.cell.config.task.name for one in found)
     if not tasks:
         return False
-    figure, drawn = _panels(len(tasks), 3.4, across=2)
+    figure, drawn = panel_axes(len(tasks), 3.4, across=2)
     for axes, task in zip(drawn, tasks, strict=True):
         own = sorted(
             (one for one in found if one.cell.config.task.name == task),
@@ -110,7 +112,7 @@ def training_share(path: Path, grid: Grid, summaries: Mapping[tuple[str, str], S
         axes.set_title(plain(task), fontsize=10)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
-    _finish(figure, subject_of(grid), path)
+    finish(figure, subject_of(grid), path)
     return True
 
 

@@ -7,7 +7,7 @@ pictures of the report's own folder are shown. Knows nothing about what the repo
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,22 +31,34 @@ def page(markdown: str, title: str, figures: Path) -> str:
 
     Raises `FileNotFoundError` where there is none.
     """
+
+    def image(alt: str, name: str) -> str:
+        data = base64.b64encode((figures / f"{name}.svg").read_bytes()).decode()
+        return f'<img alt="{escape(alt)}" src="data:image/svg+xml;base64,{data}">'
+
+    return document(title, rendered(markdown, image))
+
+
+def rendered(markdown: str, image: Callable[[str, str], str]) -> str:
+    """The Markdown as the content of a page. `image` makes a picture's HTML from its text and its name."""
     parser = MarkdownIt("commonmark", {"html": False, "xhtmlOut": False}).enable("table")
     parser.disable(["link", "autolink", "reference"])
     parser.inline.ruler.push("line_break", _line_break)
 
-    def image(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
-        token = tokens[index]
-        name = Path(str(token.attrs["src"]))
-        data = base64.b64encode((figures / f"{name.stem}.svg").read_bytes()).decode()
-        return f'<img alt="{escape(token.content)}" src="data:image/svg+xml;base64,{data}">'
+    def picture(renderer: Any, tokens: Sequence[Token], index: int, options: Any, env: Any) -> str:
+        return image(tokens[index].content, Path(str(tokens[index].attrs["src"])).stem)
 
-    parser.add_render_rule("image", image)
+    parser.add_render_rule("image", picture)
+    return parser.render(markdown)
+
+
+def document(title: str, body: str, policy: str = _POLICY, head: str = "") -> str:
+    """A whole page. `policy`: what the browser may load or run; `head`: HTML that goes there."""
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
-        f"{parser.render(markdown)}</body>\n</html>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n{head}</head>\n<body>\n"
+        f"{body}</body>\n</html>\n"
     )
 
 
