@@ -232,6 +232,9 @@ class _SweepRun:
         trial = self.record.trials[key]
         for place in [place for place in self._children if place[0] == key]:
             child = self._children.pop(place)
+            if trial.results:
+                seconds = trial.results[-1]["seed_seconds"][self.sweep.seeds.index(place[1])]
+                child.log("trial", {"student/seconds": seconds}, len(trial.results))
             child.add_tags({"qcrd.early_stopped": str(trial.status == "stopped").lower(), "qcrd.status": trial.status})
             child.close("FAILED" if trial.status in ("failed", "unfinished") else "FINISHED", wait=False)
             self._closed.append(child)

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -92,7 +93,7 @@ class SweepRecord:
     def result(self, key: str, row: Mapping[str, Any]) -> None:
         """An iteration's end. One that is known, from before a restart, changes nothing."""
         if row["iteration"] > len(self.trials[key].results):
-            names = ("iteration", "accuracies", "score", "seconds", "steps")
+            names = ("iteration", "accuracies", "score", "seconds", "seed_seconds", "steps")
             self._add({"kind": "result", "key": key, **{name: row[name] for name in names}})
 
     def end(self, key: str, status: Status, reason: str = "") -> None:
@@ -105,6 +106,7 @@ class SweepRecord:
             self._add({"kind": "tested", "key": key, "seed": seed, "accuracy": accuracy})
 
     def _add(self, line: dict[str, Any]) -> None:
+        line["time"] = time.time()
         with (self.folder / TRIALS).open("a") as stream:
             stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
             stream.flush()

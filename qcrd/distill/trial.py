@@ -121,7 +121,8 @@ def train_seeds(
     """Train all seeds of one configuration to their end. `report` gets, after each iteration that all have finished:
 
     `iteration`; `accuracies`, the validation accuracy of each seed then; `score`, the mean over the seeds of the best
-    so far; `seconds` of training and `steps` over all seeds. The first `reported` iterations are not told again.
+    so far; `seconds` of training and `steps` over all seeds; `seed_seconds`, the seconds of each. The first `reported`
+    iterations are not told again.
     Raises `MemoryError` with a hint, and what a training raises.
     """
     workers = workers or Workers()
@@ -147,5 +148,6 @@ def _result(iteration: int, runs: Sequence[_SeedRun]) -> dict[str, Any]:
         "accuracies": [curve[-1] for curve in curves],
         "score": sum(max(curve) for curve in curves) / len(curves),
         "seconds": sum(run.seconds for run in runs),
+        "seed_seconds": [run.seconds for run in runs],
         "steps": sum(run.steps(iteration) for run in runs),
     }
