@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
-from tests.e2e.test_pipeline import only, run
+from tests.e2e.whole_runs import only, run
 
 pytestmark = pytest.mark.e2e
 PREDICT = "import sys, qcrd.cli\ntry: qcrd.cli.main()\nfinally: assert 'ray' not in sys.modules"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.test_pipeline import ROOT, TINY
+from tests.e2e.whole_runs import ROOT, TINY
 
 pytestmark = pytest.mark.e2e
 RECIPE = f"""

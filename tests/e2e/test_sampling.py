@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from qcrd.records import Sample, read_rows
-from tests.e2e.test_pipeline import command, only
+from tests.e2e.whole_runs import command, only
 from tests.teacher.loopback import Server, loopback
 
 pytestmark = pytest.mark.e2e

@@ -17,7 +17,7 @@ import pytest
 from ray.cluster_utils import Cluster
 
 from qcrd.tracking import read_metrics
-from tests.e2e.test_pipeline import TINY, command, only, rows_of
+from tests.e2e.whole_runs import TINY, command, only, rows_of
 
 pytestmark = pytest.mark.faults
 ITERATION_STEPS = 10

@@ -1,0 +1,38 @@
+"""Whole runs in small, as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent.parent
+TINY = [
+    "task.generator.train_size=48", "task.generator.validation_size=12", "task.generator.test_size=12",
+    "student.scratch.d_model=32", "student.scratch.d_ff=64", "discriminator.max_steps=20",
+    "discriminator.eval_every=10",
+    "train.steps=60", "train.iteration_steps=15", "train.global_batch_size=8", "discriminator.update_steps=2",
+    "checkpoint.keep=2",
+]  # fmt: skip
+
+
+def command(output: Path, *overrides: str) -> list[str]:
+    recipe = str(ROOT / "experiments" / "quickstart.py")
+    return [sys.executable, "-m", "qcrd", "run", recipe, *TINY, f"output={output}", *overrides]
+
+
+def run(output: Path, *overrides: str) -> str:
+    done = subprocess.run(command(output, *overrides), capture_output=True, text=True, timeout=300, cwd=output.parent)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    return done.stdout
+
+
+def only(folder: Path) -> Path:
+    (found,) = [path for path in folder.iterdir() if not path.name.endswith(".partial")]
+    return found
+
+
+def rows_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
