@@ -26,7 +26,9 @@ def sweep_key(sweep: Sweep) -> str:
     """Names a sweep by what decides its outcome: with more configurations or hours the same sweep goes on."""
     settings = sweep.model_dump(mode="json", exclude={"base", "space", "title", "num_configurations", "max_failures",
                                                       "budget_hours"})  # fmt: skip
-    return f"{sweep.name}-{digest_of([settings, description(sweep), sweep.base.identity() | {'seed': 0}])[:12]}"
+    versions = [[stage.name, stage.version] for stage in stages_of(sweep.base)]
+    identity = sweep.base.identity() | {"seed": 0}
+    return f"{sweep.name}-{digest_of([settings, description(sweep), identity, versions])[:12]}"
 
 
 def sweep_folder(sweep: Sweep) -> Path:

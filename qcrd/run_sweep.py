@@ -21,7 +21,7 @@ from typing import Any
 from ray import tune
 from ray.util.queue import Queue
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.console import Display
 from qcrd.distill.loop import Event
 from qcrd.distill.train import event_queue, training_folder, uses_gpu
@@ -29,6 +29,7 @@ from qcrd.distill.trial import SeedJob
 from qcrd.pipeline import (
     DEFAULT_OPTIONS,
     Options,
+    StudentJob,
     cluster_resources,
     prepare_student,
     run,
@@ -119,9 +120,8 @@ class _SweepRun:
         if self.is_spent():
             return None
         key = key_of(values)
-        configs = [self.sweep.config(values, seed, self.most) for seed in self.sweep.seeds]
-        jobs = [student_job(self._with_threads(config)) for config in configs]
-        self.record.propose(key, values)
+        jobs = self._jobs(values)
+        self.record.propose(key, values, [job.artifact.fingerprint for job in jobs])
         self.display.say(f"▶ {key} ({label_of(values)})")
         return {
             "key": key,
@@ -141,6 +141,21 @@ class _SweepRun:
                 for job in jobs
             ],
         }  # fmt: skip
+
+    def _jobs(self, values: Values) -> list[StudentJob]:
+        """A configuration's trainings, one a seed."""
+        configs = [self.sweep.config(values, seed, self.most) for seed in self.sweep.seeds]
+        return [student_job(self._with_threads(config)) for config in configs]
+
+    def check_record(self) -> None:
+        """Raise `ConfigError` where the record is about other trainings: an input has changed since."""
+        for trial in self.record.trials.values():
+            if trial.students != [job.artifact.fingerprint for job in self._jobs(trial.values)]:
+                raise ConfigError(
+                    f"SWEEP: an input of {trial.key} ({label_of(trial.values)}) has changed since it was trained, so it cannot "
+                    f"be compared with what is trained now; give the sweep another name, or delete "
+                    f"{self.record.folder}"
+                )
 
     def _with_threads(self, config: ExperimentConfig) -> ExperimentConfig:
         """Negatives by the trial itself, and its share of the cores."""
@@ -287,6 +302,7 @@ def run_sweep(
             parent.flush()  # the children are tagged with its id
             one = _SweepRun(sweep, record, parent, display, options, min(parallel or held, held))
             one.prepare()
+            one.check_record()
             _run_trials(one)
             _test_winner(one)
             results = read_results(folder)

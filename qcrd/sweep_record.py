@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Trial:
 
     key: str
     values: dict[str, Any]
+    students: list[str]
+    """Fingerprint of each seed's student."""
     results: list[dict[str, Any]] = field(default_factory=list)
     """One for each iteration that all seeds have finished, in order (see distill/trial.py)."""
     status: Status = "unfinished"
@@ -83,10 +85,10 @@ class SweepRecord:
         """Write what is swept: name, title, fields, seeds, task, method, simulated, about."""
         write_atomically(self.folder / SWEEP, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
-    def propose(self, key: str, values: Mapping[str, Any]) -> None:
+    def propose(self, key: str, values: Mapping[str, Any], students: Sequence[str]) -> None:
         """A configuration is about to be trained, or to go on; the first time counts."""
         if key not in self.trials:
-            self._add({"kind": "proposed", "key": key, "values": dict(values)})
+            self._add({"kind": "proposed", "key": key, "values": dict(values), "students": list(students)})
         elif self.trials[key].status != "unfinished":
             self._add({"kind": "ended", "key": key, "status": "unfinished", "reason": ""})
 
@@ -117,7 +119,7 @@ class SweepRecord:
         self.lines.append(line)
         key, kind = line["key"], line["kind"]
         if kind == "proposed":
-            self.trials[key] = Trial(key, line["values"])
+            self.trials[key] = Trial(key, line["values"], line["students"])
         elif kind == "result":
             self.trials[key].results.append(line)
         elif kind == "ended":

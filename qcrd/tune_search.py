@@ -83,6 +83,7 @@ class Resumable(_Here, FIFOScheduler):
                 if decision == TrialScheduler.STOP:
                     self.stopped.add(line["key"])
         self._known = {line["key"] for line in past}
+        self._told: dict[str, int] = {line["key"]: line["iteration"] for line in past if line["kind"] == "result"}
 
     def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
         return True
@@ -92,9 +93,11 @@ class Resumable(_Here, FIFOScheduler):
             self._inner.on_trial_add(tune_controller, _Named(trial.config["key"]))  # pyright: ignore[reportArgumentType]
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "iteration" not in result:  # nothing was left to train
+        key, iteration = trial.config["key"], result.get("iteration", 0)
+        if iteration <= self._told.get(key, 0):  # a trial that is tried again, or that had nothing left to train
             return TrialScheduler.CONTINUE
-        return self._inner.on_trial_result(tune_controller, _Named(trial.config["key"]), result)  # pyright: ignore[reportArgumentType]
+        self._told[key] = iteration
+        return self._inner.on_trial_result(tune_controller, _Named(key), result)  # pyright: ignore[reportArgumentType]
 
     def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
         """Its last result was told before."""

@@ -153,11 +153,11 @@ def test_the_record_survives_a_torn_line_and_takes_each_iteration_once(tmp_path:
     record = SweepRecord(tmp_path / "sweep")
     with record.locked():
         record.describe(ABOUT)
-        record.propose("a", {"negatives.gap": 1})
+        record.propose("a", {"negatives.gap": 1}, ["f0", "f1"])
         record.result("a", row(1, [0.2, 0.4], 0.3))
         record.result("a", row(2, [0.1, 0.6], 0.4, 3.0))
         record.result("a", row(1, [9.0, 9.0], 9.0))  # told again by a trial that was tried again
-        record.propose("b", {"negatives.gap": 2})
+        record.propose("b", {"negatives.gap": 2}, ["f2", "f3"])
         record.end("b", "failed", "out of memory")
     with (tmp_path / "sweep" / TRIALS).open("a") as stream:
         stream.write('{"kind": "ended", "key": "a", "sta')

@@ -135,6 +135,7 @@ def main() -> None:
         numbers["nested_overhead_seconds"] = overhead(folder / "nested", 2, {"resources.workers": 2})
         step(f"overhead of a trial of two workers: {numbers['nested_overhead_seconds']:.2f} s")
         numbers["teacher_requests_ratio"] = requests_ratio(folder / "m")
+        step(f"requests: {numbers['teacher_requests_ratio']:.3f} of those of m = 20")
         numbers |= asha_against_grid(folder / "asha")
         stop_ray()
     numbers["benchmark_seconds"] = time.perf_counter() - started

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from qcrd.distill.trial import SeedJob, train_seeds
 from qcrd.pipeline import DEFAULT_OPTIONS, Options, open_record, prepare_student, run, student_job
 from qcrd.run_sweep import run_sweep
 from qcrd.sweep import Sweep
+from qcrd.sweep_record import TRIALS
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 TINY = {
@@ -163,11 +165,22 @@ def test_a_killed_trial_goes_on_and_equals_an_undisturbed_one(tmp_path: Path):
     thread = threading.Thread(target=kill)
     thread.start()
     shown = display()
-    _, results = run_sweep(sweep, shown)
+    folder, results = run_sweep(sweep, shown)
     thread.join()
     assert killed and "failed and is tried again" in told(shown)
     (ours,), (theirs,) = results.configurations, expected.configurations
     assert (ours.status, ours.curves, ours.test_accuracy) == ("finished", theirs.curves, theirs.test_accuracy)
+
+    lines = (folder / TRIALS).read_text().splitlines(keepends=True)  # as if the driver had died before the trial's end
+    assert [json.loads(line)["kind"] for line in lines[-2:]] == ["ended", "tested"]
+    (folder / TRIALS).write_text("".join(lines[:-2]))
+    _, results = run_sweep(sweep, display())
+    assert (results.configurations[0].status, results.configurations[0].curves) == ("finished", theirs.curves)
+
+    text = "".join(lines).replace(json.loads(lines[0])["students"][0], "0" * 12)
+    (folder / TRIALS).write_text(text)
+    with pytest.raises(ValueError, match=r"an input of .* has changed"):
+        run_sweep(sweep, display())
 
 
 def test_optuna_with_asha_and_a_budget_which_a_larger_one_continues(tmp_path: Path):
