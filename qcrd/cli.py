@@ -102,7 +102,7 @@ def plan(
         if isinstance(made, Grid):
             plan_grid(made, download).show(display)
             return
-        planned = pipeline.plan(made, download)
+        planned = pipeline.plan_whole(made, download)
         title = f"{made.name}: {made.method} on {made.task.name}"
         rows = [[one.stage, one.state, one.work] for one in planned]
         display.table(title, ["stage", "state", "work or folder"], rows)
@@ -299,6 +299,6 @@ Output = Annotated[Path | None, typer.Option(help="file to write, whole or not a
 @app.command()
 def predict(student: Trained, file: Questions, explain: Explain = False, output: Output = None) -> None:
     """Label questions with a finished student, one JSON line each: id, question, label (and rationale)."""
-    from qcrd.evaluate.ask import answer_file
+    from qcrd.evaluate.answer import answer_file
 
     answer_file(student, file, output, explain)

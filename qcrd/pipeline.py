@@ -102,6 +102,9 @@ def plan(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]
     """Stages as done or to run, with counts of teacher requests, their price, and training steps. Writes and asks
     nothing; only with `download` are questions fetched, without which those behind a URL have no price yet."""
     check(config)
+    other = fixed_recipe(config)
+    if other is not None and (student := _finished_student(other)) is not None:
+        config = _with_fixed(config, student)
     done: dict[str, Artifact] = {}
     planned = []
     for stage in stages_of(config):
@@ -114,6 +117,25 @@ def plan(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]
         else:
             planned.append(PlannedStage(stage.name, "to run", _work(config, stage.name)))
     return planned
+
+
+def plan_whole(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]:
+    """`plan`, with the stages of the student first that `negatives.fixed` has trained."""
+    other = fixed_recipe(config)
+    first: list[PlannedStage] = []
+    if other is not None:
+        check(config)
+        upto = _student_index(other) + 1
+        first = [replace(one, stage=f"{one.stage} (negatives.fixed)") for one in plan(other, download)[:upto]]
+    return first + plan(config, download)
+
+
+def _finished_student(config: ExperimentConfig) -> Artifact | None:
+    try:
+        artifact = student_job(config).artifact
+    except ValueError:  # a stage before it is not finished
+        return None
+    return artifact if artifact.is_finished() else None
 
 
 def show_cost(cost: CostEstimate, display: Display) -> None:

@@ -152,9 +152,8 @@ class _SweepRun:
         for trial in self.record.trials.values():
             if trial.students != [job.artifact.fingerprint for job in self._jobs(trial.values)]:
                 raise ConfigError(
-                    f"SWEEP: an input of {trial.key} ({label_of(trial.values)}) has changed since it was trained, so it cannot "
-                    f"be compared with what is trained now; give the sweep another name, or delete "
-                    f"{self.record.folder}"
+                    f"SWEEP: an input of {trial.key} ({label_of(trial.values)}) has changed since it was trained: it "
+                    f"cannot be compared with what is trained now; rename the sweep, or delete {self.record.folder}"
                 )
 
     def _with_threads(self, config: ExperimentConfig) -> ExperimentConfig:

@@ -18,7 +18,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, Quantize
 
 from qcrd.artifacts import digest_of
 from qcrd.config import ConfigError
-from qcrd.seeding import stable_seed
+from qcrd.seeding import generator, stable_seed
 from qcrd.sweep import NUM_SAMPLES, Sweep
 
 Values = dict[str, Any]
@@ -90,9 +90,16 @@ def grid(sweep: Sweep, fields: Sequence[str] | None = None) -> list[Values]:
 
 
 def listed(sweep: Sweep) -> list[Values] | None:
-    """All configurations, where they are known beforehand: not with Optuna, which draws by what came out so far."""
+    """All configurations, where they are known beforehand: not with Optuna, which draws by what came out so far.
+
+    Under a scheduler a grid comes in a random order, since each configuration is compared with those before it: values
+    that rise from one to the next would let all of them pass.
+    """
     if sweep.searcher == "grid":
-        return grid(sweep)[: sweep.num_configurations]
+        all_ = grid(sweep)
+        if sweep.scheduler != "none":
+            all_ = [all_[i] for i in generator(sweep.search_seed, "grid_order").permutation(len(all_))]
+        return all_[: sweep.num_configurations]
     if sweep.searcher == "random":
         return _drawn(sweep)
     for field, space in sweep.space.items():

@@ -14,7 +14,7 @@ from qcrd.cli import load
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.console import Display
 from qcrd.grid import Cell, Claim, Grid
-from qcrd.pipeline import fixed_recipe
+from qcrd.pipeline import fixed_recipe, plan_whole
 from qcrd.plan_grid import plan_grid
 from qcrd.records import Explanation, Prediction, Score
 from qcrd.report.grid_data import CellResult
@@ -103,7 +103,7 @@ def test_a_fixed_students_recipe_is_found_and_its_folder_is_no_part_of_the_ident
     other = fixed_recipe(with_overrides(cell.config, {"seed": 4, "output": "elsewhere"}))
     assert other is not None and other.method == "dss" and other.seed == 4 and other.output == "elsewhere"
     assert cell.config.identity()["negatives"]["fixed"] == "appendix_table3.py:fixed_smoke"
-    with pytest.raises(ConfigError, match="is a grid; give a recipe of one experiment"):
+    with pytest.raises(ConfigError, match="is not one experiment"):
         fixed_recipe(with_overrides(cell.config, {"negatives.fixed": TABLE5}))
 
 
@@ -127,3 +127,12 @@ def test_a_finished_cell_is_read_back_and_one_of_other_settings_is_not(tmp_path:
     assert cell_identity(moved) == cell_identity(config)
     for change in ({"train.steps": 50}, {"seed": 3}, {"task.seed": 1}, {"teacher.simulated.error_rate": 0.3}):
         assert cell_identity(with_overrides(config, change)) != cell_identity(config), change
+
+
+def test_the_plan_of_one_experiment_lists_its_fixed_students_stages_first(tmp_path: Path):
+    cell = appendix_table3.recipe("smoke").cells[3]
+    planned = plan_whole(with_overrides(cell.config, {"output": str(tmp_path)}))
+    names = [one.stage for one in planned]
+    assert names[0] == "questions (negatives.fixed)" and names[-1] == "report"
+    assert names.index("student (negatives.fixed)") < names.index("questions") < names.index("student")
+    assert {one.state for one in planned} == {"to run"}

@@ -63,6 +63,9 @@ def test_a_grid_is_every_combination():
     space = {"negatives.gap": tune.choice([1, 2]), "negatives.num_samples": tune.randint(1, 4)}
     expected = [(1, 1), (1, 2), (1, 3), (2, 1), (2, 2), (2, 3)]
     assert [tuple(values.values()) for values in grid(sweep_of(space))] == expected
+    shuffled = listed(sweep_of(space, scheduler="asha")) or []
+    ordered = grid(sweep_of(space))
+    assert shuffled != ordered and sorted(map(key_of, shuffled)) == sorted(map(key_of, ordered))
     with pytest.raises(ConfigError, match=r"train\.learning_rate"):
         grid(sweep_of(SPACE))
     assert finite_values("x", tune.qrandint(1, 10, 3)) is None and finite_values("x", tune.uniform(0, 1)) is None

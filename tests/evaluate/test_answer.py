@@ -13,8 +13,8 @@ import torch
 from qcrd.cli import main
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.student import load_student
-from qcrd.evaluate import ask
-from qcrd.evaluate.ask import AskedQuestion, answer_file, label_in, read_questions, student_folder
+from qcrd.evaluate import answer
+from qcrd.evaluate.answer import AskedQuestion, answer_file, label_in, read_questions, student_folder
 from qcrd.evaluate.predict import explain, predict_labels
 from qcrd.records import Question
 from qcrd.tasks import get_task
@@ -43,7 +43,7 @@ def as_evaluated(folder: Path) -> tuple[list[str], list[str]]:
 
 
 def test_the_answers_are_those_of_the_evaluation(output: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ask, "BATCH", 4)  # two batches
+    monkeypatch.setattr(answer, "BATCH", 4)  # two batches
     rows = [{"question": text} if n % 2 else {"id": f"q{n}", "text": text} for n, text in enumerate(TEXTS)]
     (tmp_path / "in.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
     answer_file(output, str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", explain=True)
