@@ -245,9 +245,11 @@ def _run_grid(grid: Grid, recipe: str, display: Display, options: Options, paral
 
 
 def _run_sweep(sweep: Sweep, display: Display, options: Options, parallel: int | None) -> None:
+    from qcrd.compare import show
     from qcrd.run_sweep import run_sweep
 
     folder, results = run_sweep(sweep, display, options, parallel)
+    show(results, display)
     display.say(f"report: {folder / 'report' / 'report.html'}")
     if failed := [one for one in results.configurations if one.status == "failed"]:
         print(f"error: {len(failed)} configurations failed; the report says why", file=sys.stderr)

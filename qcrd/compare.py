@@ -44,6 +44,20 @@ def compare(
     `ConfigError` where nothing is found.
     """
     results = results_of(references, output, tracking, display.warn)
+    show(results, display)
+    if html is not None:
+        html.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(html, page_of(results))
+        display.say(f"page: {html}")
+        return
+    sweep = sweep_folder(references, output)
+    folder = Path("comparison") if sweep is None else sweep / "report"
+    write_sweep_report(results, folder)
+    display.say(f"page: {folder / 'report.html'}")
+
+
+def show(results: SweepResults, display: Display) -> None:
+    """The table, which configuration to take, and the fields' importance."""
     header, rows = ranking(results)
     display.table(subject_of(results), header, rows[:SHOWN])
     if len(rows) > SHOWN:
@@ -55,15 +69,6 @@ def compare(
     choice = best_choice(results)
     display.say(choice_line(results, choice) if choice else "Nothing is finished yet, so nothing is ranked.")
     display.say(importance_line(importance(results)))
-    if html is not None:
-        html.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(html, page_of(results))
-        display.say(f"page: {html}")
-        return
-    sweep = sweep_folder(references, output)
-    folder = Path("comparison") if sweep is None else sweep / "report"
-    write_sweep_report(results, folder)
-    display.say(f"page: {folder / 'report.html'}")
 
 
 def sweep_folder(references: Sequence[str], output: Path) -> Path | None:
