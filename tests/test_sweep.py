@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from ray import tune
+from rich.console import Console
 
 from experiments.quickstart import recipe as quickstart
 from qcrd.config import ConfigError, with_overrides
-from qcrd.plan_sweep import check_sweep, shared_configurations, shared_fields, sweep_key
+from qcrd.console import Display
+from qcrd.plan_sweep import check_sweep, plan_sweep, shared_configurations, shared_fields, sweep_key
 from qcrd.search_space import OptunaProposer, description, finite_values, grid, key_of, listed, most_samples
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import TRIALS, SweepRecord, read_results
@@ -126,6 +129,21 @@ def test_what_trials_share_is_listed_once():
     with pytest.raises(ConfigError, match=r"discriminator\.learning_rate"):
         check_sweep(sweep_of(endless, searcher="optuna", num_configurations=2))
     check_sweep(sweep_of(endless, searcher="random", num_configurations=2))  # known beforehand, so made beforehand
+
+
+def test_the_plan_counts_what_is_shared_once_and_writes_nothing(tmp_path: Path):
+    base = with_overrides(quickstart(), {"output": str(tmp_path / "runs")})
+    space = {"rationales.num_samples": tune.grid_search([1, 3]), "negatives.gap": tune.grid_search([1, 2])}
+    sweep = Sweep(name="small", title="a small sweep", base=base, space=space, seeds=(0, 1))
+    plan = plan_sweep(sweep)
+    counts = {name: plan.cells.to_run[name] for name in ("samples", "training_set", "judge", "student", "report")}
+    assert counts == {"samples": 1, "training_set": 2, "judge": 2, "student": 8, "report": 0}
+    assert plan.known and not (tmp_path / "runs").exists()
+    shown = io.StringIO()
+    plan.show(Display(Console(file=shown, width=200)))
+    assert "4 configurations x 2 seeds, 0 of them ended before" in shown.getvalue()
+    drawn = plan_sweep(sweep.model_copy(update={"searcher": "optuna", "num_configurations": 9}))
+    assert not drawn.known and drawn.cells.to_run["student"] == 4
 
 
 def test_a_sweep_is_named_by_what_decides_it_and_not_by_how_long_it_goes_on():

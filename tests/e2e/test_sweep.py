@@ -1,4 +1,4 @@
-"""A sweep killed -9 in the middle goes on and equals an undisturbed one; `qcrd compare` reads it; plan counts it."""
+"""A sweep killed -9 in the middle goes on and equals an undisturbed one."""
 
 from __future__ import annotations
 
@@ -57,10 +57,6 @@ def facts(results: SweepResults) -> list[Any]:
 
 def test_a_sweep_goes_on_after_a_kill_and_equals_an_undisturbed_one(tmp_path: Path):
     (tmp_path / "small.py").write_text(RECIPE)
-    planned = finish(start(tmp_path, "plan", "killed"))
-    assert "900 of 900 simulated replies" in planned and "4 configurations x 2 seeds, 0 of them ended" in planned
-    assert not (tmp_path / "killed").exists()
-
     process = start(tmp_path, "sweep", "killed", "--parallel", "1")
     deadline = time.monotonic() + 240
     while True:  # until one is finished and the next has begun
@@ -97,8 +93,6 @@ def test_a_sweep_goes_on_after_a_kill_and_equals_an_undisturbed_one(tmp_path: Pa
     assert "▶ student" not in again and "▶ predictions" not in again
     assert facts(read_results(sweep_folder(tmp_path, "killed"))) == facts(killed)
     assert len(mlflow_runs(tmp_path / "killed")) == 9
-    compared = finish(compare(tmp_path))
-    assert "rationales.num_samples" in compared or "num_samples" in compared
     page = (sweep_folder(tmp_path, "killed") / "report" / "report.html").read_text()
     assert "simulated teacher" in page and killed.finished[0].key in page
 
@@ -106,11 +100,6 @@ def test_a_sweep_goes_on_after_a_kill_and_equals_an_undisturbed_one(tmp_path: Pa
 def lines_of(path: Path) -> list[dict[str, Any]]:
     text = path.read_text()
     return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def compare(folder: Path) -> subprocess.Popen[str]:
-    line = [sys.executable, "-m", "qcrd", "compare", "small", "--output", str(folder / "killed")]
-    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
 
 
 def mlflow_runs(output: Path) -> list[Any]:
