@@ -183,7 +183,7 @@ def _run_job(
     child = cell_name(job.cell, job.config.seed)
     record = RunRecord(
         parent.folder / child, f"{parent.folder.name}/{child}", child, job.config.tracking,
-        Path(job.config.output).resolve(), display.warn, parent.folder.name,
+        Path(job.config.output).resolve(), display.warn, parent.folder.name, parent.outage_told,
     )  # fmt: skip
     try:
         made = run(job.config, display, replace(options, until=job.until), record)

@@ -10,6 +10,7 @@ for each configuration and seed.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import os
 import shutil
@@ -53,7 +54,7 @@ from qcrd.search_space import (
 )
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import REPORT, SweepRecord, read_results
-from qcrd.tracking import RunRecord, backfill, is_behind
+from qcrd.tracking import RunRecord, is_behind, is_open, read_metrics
 from qcrd.tune_search import Over, Proposals, Spent, Watch, scheduler_of
 from qcrd.tune_trial import resources_of_trial, run_trial, trials_at_once
 
@@ -218,11 +219,14 @@ class _SweepRun:
         return self.parent.folder / f"{key}-seed{seed}"
 
     def open_child(self, key: str, seed: int) -> RunRecord:
-        """The record of one configuration and seed."""
+        """The record of one configuration and seed. One of this process that still copies ends first."""
         folder, values = self.child_folder(key, seed), self.record.trials[key].values
+        for child in self._closed:
+            if child.folder == folder:
+                child.join()
         return RunRecord(
             folder, f"{self.parent.folder.name}/{folder.name}", f"{label_of(values)}, seed {seed}",
-            self.sweep.base.tracking, self.output, self.display.warn, self.parent.folder.name,
+            self.sweep.base.tracking, self.output, self.display.warn, self.parent.folder.name, self.parent.outage_told,
         )  # fmt: skip
 
     def on_event(self, event: Event) -> None:
@@ -247,8 +251,13 @@ class _SweepRun:
         for place in [place for place in self._children if place[0] == key]:
             child = self._children.pop(place)
             if trial.results:
-                seconds = trial.results[-1]["seed_seconds"][self.sweep.seeds.index(place[1])]
-                child.log("trial", {"student/seconds": seconds}, len(trial.results))
+                index = self.sweep.seeds.index(place[1])
+                seconds = trial.results[-1]["seed_seconds"][index]
+                best = max(row["accuracies"][index] for row in trial.results)
+                child.restart_stage("trial", [{
+                    "step": len(trial.results), "student/seconds": seconds, "student/best_validation_accuracy": best,
+                    "sweep/score": trial.results[-1]["score"],
+                }])  # fmt: skip
             child.add_tags({"qcrd.early_stopped": str(trial.status == "stopped").lower(), "qcrd.status": trial.status})
             child.close("FAILED" if trial.status in ("failed", "unfinished") else "FINISHED", wait=False)
             self._closed.append(child)
@@ -257,13 +266,30 @@ class _SweepRun:
         for key in {key for key, _ in self._children}:
             self._close_children(key)
 
-    def backfill(self) -> None:
-        """Send what MLflow lacks of children that are over."""
+    def close_left_over(self) -> None:
+        """End the children of configurations that are over, where a kill came before that."""
+        for key in [key for key, trial in self.record.trials.items() if trial.status != "unfinished"]:
+            for seed in self.sweep.seeds:
+                if is_open(self.child_folder(key, seed)):
+                    self._children[key, seed] = self.open_child(key, seed)
+            self._close_children(key)
+
+    def join(self) -> None:
+        """Wait until the children that are over are copied, as far as that goes on."""
         for child in self._closed:
             child.join()
-        for folder in sorted(self.parent.folder.glob("*-seed*")):
-            if is_behind(folder) and not backfill(folder, self.sweep.base.tracking, self.output, self.display.warn):
-                return
+
+    def backfill(self) -> bool:
+        """Send what MLflow lacks of children that are over. False where it cannot be reached."""
+        tracking = self.sweep.base.tracking
+        self.join()
+        if tracking.enabled and not self.parent.flush():  # it first: the children are linked to it
+            return False
+        for key, seed in itertools.product(self.record.trials, self.sweep.seeds):
+            behind = is_behind(self.child_folder(key, seed), tracking, self.output)
+            if behind and not self.open_child(key, seed).catch_up():
+                return False
+        return True
 
 
 def run_sweep(
@@ -296,22 +322,26 @@ def run_sweep(
             {"qcrd.sweep": sweep.name, "qcrd.simulated": str(sweep.simulated).lower(), "qcrd.task": config.task.name,
              "qcrd.method": config.method},
         )  # fmt: skip
+        one = _SweepRun(sweep, record, parent, display, options, min(parallel or held, held))
         status = "FAILED"
         try:
             parent.flush()  # the children are tagged with its id
-            one = _SweepRun(sweep, record, parent, display, options, min(parallel or held, held))
             one.prepare()
             one.check_record()
             _run_trials(one)
-            _test_winner(one)
+            one.close_left_over()
+            winner = _test_winner(one)
             results = read_results(folder)
-            numbers = write_sweep_report(results, folder / REPORT)
-            parent.log("sweep", numbers)
+            numbers, step = write_sweep_report(results, folder / REPORT), len(record.lines)
+            if not any((row["stage"], row["step"]) == ("sweep", step) for row in read_metrics(parent.folder)):
+                parent.log("sweep", numbers, step)
             parent.add_artifact(folder / REPORT, "report")
-            one.backfill()
+            if one.backfill() and winner is not None:  # else MLflow has no such student yet
+                parent.register_student(winner, f"qcrd-{sweep.name}", "best")
             status = "FINISHED"
             return folder, results
         finally:
+            one.join()
             parent.close(status)
 
 
@@ -371,13 +401,14 @@ def _most_iterations(one: _SweepRun) -> int:
     return max(found)
 
 
-def _test_winner(one: _SweepRun) -> None:
-    """Take the best configuration through the stages that are left, all seeds, and register its best student."""
+def _test_winner(one: _SweepRun) -> Path | None:
+    """Take the best configuration through the stages that are left, all seeds. Returns the folder of its best student,
+    and None where no configuration is finished."""
     sweep, record, display = one.sweep, one.record, one.display
     finished = read_results(record.folder).finished
     if not finished:
         display.warn("no configuration is finished, so none is evaluated on the test set")
-        return
+        return None
     best = finished[0]
     display.say(f"▶ the winner is {best.key} ({label_of(best.values)}): its test, once for each seed")
     students: dict[int, Path] = {}
@@ -387,4 +418,5 @@ def _test_winner(one: _SweepRun) -> None:
         record.test(best.key, seed, float(made["predictions"].marker()["summary"]["eval/test_accuracy_best"]))
         students[seed] = made["student"].path / "best"
     by_accuracy = max(sweep.seeds, key=lambda seed: best.best()[seed])
-    one.parent.register_student(students[by_accuracy], f"qcrd-{sweep.name}", "best")
+    one.parent.add_tags({"qcrd.winner": best.key})
+    return students[by_accuracy]

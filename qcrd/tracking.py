@@ -137,8 +137,10 @@ class RunRecord:
         output: Path,
         warn: Warn = logger.warning,
         parent: str | None = None,
+        outage_told: threading.Event | None = None,
     ) -> None:
-        """`parent`: the key of the run that this one is a part of."""
+        """`parent`: the key of the run that this one is a part of. `outage_told`: that of another record, so that a
+        person is told once for both that MLflow is away."""
         folder.mkdir(parents=True, exist_ok=True)
         _cut_torn_line(folder / METRICS)
         _cut_torn_line(folder / ITEMS)
@@ -152,7 +154,8 @@ class RunRecord:
         self._thread: threading.Thread | None = None
         self._asked = self._answered = 0  # tickets of `flush`
         self._stopping = False
-        self._failing = self._warned = False
+        self._failing = False
+        self.outage_told = outage_told or threading.Event()
         self._copied: tuple[list[Row], int] = ([], 0)  # list of rows, and how many of them MLflow has
 
     def start(self, config: ExperimentConfig, tags: Mapping[str, str]) -> None:
@@ -207,7 +210,10 @@ class RunRecord:
         self._add({"kind": "student", "path": self._relative(folder), "name": name, "digest": folder_digest(folder)})
 
     def register_student(self, folder: Path, name: str, alias: str) -> None:
-        """Register a student that some run has logged (`add_student`) as a version of a model, and give it an alias."""
+        """Register a student that some run has logged (`add_student`) as a version of a model, and give it an alias.
+
+        MLflow must have the student by then. To register once more is to try once more, and makes no second version.
+        """
         digest = folder_digest(folder)
         self._add({"kind": "register", "path": self._relative(folder), "name": name, "alias": alias, "digest": digest})
 
@@ -263,6 +269,13 @@ class RunRecord:
             if time.monotonic() - self._view.progress > PROGRESS_SECONDS:
                 return
 
+    def catch_up(self) -> bool:
+        """Copy what MLflow lacks of a run that is over. False where MLflow cannot be reached."""
+        self.begin_sync()
+        done = self.flush()
+        self.stop()
+        return done
+
     def stop(self) -> None:
         """End the thread after its present sync, without waiting for it."""
         self._stopping = True
@@ -279,7 +292,7 @@ class RunRecord:
     def _add(self, item: dict[str, Any]) -> None:
         """Append an item, unless the newest of its kind and place says the same already."""
         with self._lock:
-            if item["kind"] not in ("start", "end"):
+            if item["kind"] not in ("start", "end", "register"):
                 place = [item.get(key) for key in ("kind", "path", "folder", "name", "context")]
                 keys = ("kind", "path", "folder", "name", "context")
                 same = [old for old in self._items if [old.get(key) for key in keys] == place]
@@ -313,8 +326,8 @@ class RunRecord:
         self._copied = (rows, count)
 
     def _outage(self, error: Exception) -> None:
-        if not self._warned:
-            self._warned = True
+        if not self.outage_told.is_set():
+            self.outage_told.set()
             reason = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:300]
             self._warn(f"MLflow cannot be written, the record in {self.folder} goes on and is copied later ({reason})")
 
@@ -322,11 +335,8 @@ class RunRecord:
 def backfill(folder: Path, tracking: TrackingConfig, output: Path, warn: Warn = logger.warning) -> bool:
     """Copy to MLflow what it lacks of a run that is over. False where MLflow cannot be reached."""
     state = json.loads((folder / STATE).read_text())
-    record = RunRecord(folder, state["run_key"], state["run_name"], tracking, output, warn)
-    record.begin_sync()
-    done = record.flush()
-    record.stop()
-    return done
+    parent = state.get("parent")
+    return RunRecord(folder, state["run_key"], state["run_name"], tracking, output, warn, parent).catch_up()
 
 
 class _View:
@@ -342,11 +352,11 @@ class _View:
         self._client: MlflowClient | None = None
         self._experiment_id = ""
         self.progress = time.monotonic()
-        place = {"run_key": run_key, "uri": redacted(self._uri), "experiment": tracking.experiment}
+        place = {"run_key": run_key, **_server(tracking, output)}
         saved = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
         if {key: saved.get(key) for key in place} != place:  # new, or another server: begin anew there
             saved = {**place, **self._nothing_sent()}
-        self.state: dict[str, Any] = {**saved, "run_name": run_name}
+        self.state: dict[str, Any] = {**saved, "run_name": run_name, "parent": parent}
         self._again: list[int] = list(self.state["failed"])
         self._save()
 
@@ -591,11 +601,27 @@ class _View:
         client.set_registered_model_alias(name, item["alias"], version.version)
 
 
-def is_behind(folder: Path) -> bool:
+def _server(tracking: TrackingConfig, output: Path) -> dict[str, str]:
+    """Where MLflow has a run, as its state says it."""
+    return {"uri": redacted(tracking_uri(tracking, output)), "experiment": tracking.experiment}
+
+
+def is_open(folder: Path) -> bool:
+    """Whether a run was started and not ended, which is how a kill leaves it."""
+    kinds = [item["kind"] for item in read_items(folder) if item["kind"] in ("start", "end")]
+    return kinds[-1:] == ["start"]
+
+
+def is_behind(folder: Path, tracking: TrackingConfig, output: Path) -> bool:
     """Whether MLflow lacks something of a run that is over, as far as its folder tells."""
-    if not (folder / STATE).exists():
+    if not tracking.enabled or not (folder / ITEMS).exists():
         return False
-    state = json.loads((folder / STATE).read_text())
+    state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
+    server = _server(tracking, output)
+    if {key: state.get(key) for key in server} != server:
+        return True
+    if state.get("parent") is not None and not state.get("has_parent"):
+        return True
     newest: dict[str, dict[str, int]] = {}
     for row in read_metrics(folder):
         for key in row.keys() - RESERVED:
