@@ -62,7 +62,7 @@ from qcrd.sweep import Sweep
 from qcrd.sweep_record import REPORT, SweepRecord, Trial, read_results
 from qcrd.tracking import RunRecord, backfill, is_behind
 from qcrd.tune_search import Over, Population, Proposals, Spent, Watch, scheduler_of
-from qcrd.tune_trial import resources_of_member, resources_of_trial, run_member, run_trial, trials_at_once
+from qcrd.tune_trial import resources_of_trial, run_member, run_trial, trials_at_once
 
 TUNE_DEFAULTS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
@@ -371,17 +371,14 @@ def _run_population(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None
     """All configurations at once, of which bad ones take over the state of good ones."""
     if one.is_spent():
         return
-    if uses_gpu(one.sweep.base) and one.at_once < trials_at_once(one.sweep.base):
-        one.display.warn("--parallel limits no population on GPUs; resources.gpu_per_worker does")
     members = [one.begin_member(trial.key, trial.values) for trial in going_on]
     while (values := one.proposer.propose()) is not None:
         members.append(one.begin_member(key_of(values), values))
     if not members:
         return
-    resources = resources_of_member(one.sweep.base, one.at_once)
-    trainable = tune.with_resources(partial(run_member, queue=queue), resources)
+    trainable = tune.with_resources(partial(run_member, queue=queue), resources_of_trial(one.sweep.base))
     keys = tune.grid_search([member["key"] for member in members])
-    _fit(one, queue, trainable, {"key": keys}, scheduler=Population(one.sweep, members))
+    _fit(one, queue, trainable, {"key": keys}, scheduler=Population(one.sweep, members, one.at_once))
 
 
 def _fit(one: _SweepRun, queue: Queue, trainable: Any, space: dict[str, Any] | None, **how: Any) -> None:

@@ -133,13 +133,14 @@ def scheduler_of(sweep: Sweep, iterations: int, past: list[dict[str, Any]]) -> R
 class Population(_Here, PopulationBasedTraining):
     """Tune's population based training with members that keep their keys.
 
-    Members are compared when all of them have come as far, which makes its choices repeatable: every exchange has its
-    own seed. A restart is a new one, which takes the members as far as they are; until the next exchange it knows
-    nothing of their scores, which none but an interrupted one would have needed.
+    Members are compared when all of them have come as far, and every exchange has a seed of its own, so that its
+    choices are repeatable. A sweep that is started again gets a new one, in which those that are ahead wait for the
+    others; an exchange that was interrupted leaves out who had come to it, whose scores it does not know.
     """
 
-    def __init__(self, sweep: Sweep, members: list[dict[str, Any]]) -> None:
-        """`members`: what each is told (see `run_member`)."""
+    def __init__(self, sweep: Sweep, members: list[dict[str, Any]], at_once: int) -> None:
+        """`members`: what each is told (see `run_member`). `at_once`: how many train at a time, in turns."""
+        self._at_once = at_once
         self._space = {field: sweep.space[field] for field in sweep.perturb}
         lists = {field: finite_values(field, space) for field, space in self._space.items()}
         mutations = {field: self._space[field] if values is None else values for field, values in lists.items()}
@@ -161,6 +162,8 @@ class Population(_Here, PopulationBasedTraining):
         super().on_trial_add(tune_controller, trial)
         state = self._trial_state[trial]
         state.last_perturbation_time = state.last_train_time = self._last_exchange(member)
+        trial.set_status(trial.PAUSED)  # else Tune begins it without asking whose turn it is
+        trial.init_local_path()  # which is asked for in the end, even where its turn never came
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "iteration" not in result or result["iteration"] >= trial.config["iterations"]:
@@ -171,14 +174,13 @@ class Population(_Here, PopulationBasedTraining):
     def choose_trial_to_run(self, tune_controller: Any) -> Any:
         trials = tune_controller.get_trials()
         waiting = [trial for trial in trials if trial.status == trial.PAUSED]
-        if waiting and all(trial.status == trial.PAUSED or trial.is_finished() for trial in trials):
-            times = [self._trial_state[trial].last_train_time for trial in waiting]
-            if min(times) >= self._next_perturbation_sync:  # whom they waited for has failed: there is no exchange
-                for trial in waiting:
-                    state = self._trial_state[trial]
-                    state.last_perturbation_time = state.last_train_time
-                self._next_perturbation_sync = max(times) + self._perturbation_interval
-        return super().choose_trial_to_run(tune_controller)
+        busy = sum(trial.status in (trial.PENDING, trial.RUNNING) for trial in trials)
+        times = [self._trial_state[trial].last_train_time for trial in waiting]
+        if times and not busy and min(times) >= self._next_perturbation_sync:
+            for trial in waiting:  # whom they waited for has failed: there is no exchange
+                self._trial_state[trial].last_perturbation_time = self._trial_state[trial].last_train_time
+            self._next_perturbation_sync = max(times) + self._perturbation_interval
+        return super().choose_trial_to_run(tune_controller) if busy < self._at_once else None
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The donor's settings with perturbed values, for the member that it is given to."""

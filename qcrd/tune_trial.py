@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ray
 import ray.train
 from ray import tune
 from ray.train.torch import TorchTrainer, get_device
@@ -51,17 +50,6 @@ def resources_of_trial(config: ExperimentConfig) -> tune.PlacementGroupFactory:
         return tune.PlacementGroupFactory([{"memory": 1}])
     share = {"GPU": config.resources.gpu_per_worker} if uses_gpu(config) else {}
     return tune.PlacementGroupFactory([{"CPU": CPUS_PER_WORKER, **share}])
-
-
-def resources_of_member(config: ExperimentConfig, at_once: int) -> tune.PlacementGroupFactory:
-    """Of the actor of a population's member: so many CPUs that no more than `at_once` train at a time.
-
-    Tune holds them all from the beginning, so that it can't be told to begin fewer.
-    """
-    if uses_gpu(config):
-        return resources_of_trial(config)
-    most = max(int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"])
-    return tune.PlacementGroupFactory([{"CPU": min(most, int(cluster_resources()["CPU"]) // at_once)}])
 
 
 def _emit_to(queue: Queue, key: str) -> Callable[[int, Event], None]:
