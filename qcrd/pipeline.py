@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -240,6 +240,7 @@ class Options:
 
 
 DEFAULT_OPTIONS = Options()
+Stages = Callable[[ExperimentConfig], list[Stage]]
 
 
 def open_record(config: ExperimentConfig, display: Display) -> RunRecord:
@@ -249,11 +250,13 @@ def open_record(config: ExperimentConfig, display: Display) -> RunRecord:
 
 
 def run(
-    config: ExperimentConfig, display: Display, options: Options = DEFAULT_OPTIONS, record: RunRecord | None = None
-) -> dict[str, Artifact]:
+    config: ExperimentConfig, display: Display, options: Options = DEFAULT_OPTIONS, record: RunRecord | None = None,
+    stages: Stages = stages_of,
+) -> dict[str, Artifact]:  # fmt: skip
     """Run what is missing. Returns the finished artifacts by stage. Raises `ConfigError` before anything is written.
 
-    `record`: where the run is recorded; by default in a record of its own. It is closed at the end.
+    `record`: where the run is recorded; by default in a record of its own. It is closed at the end. `stages`: of the
+    experiment, where they are others than usual (see `stages.with_trained_student`).
     """
     check(config)
     Path(config.output).resolve().mkdir(parents=True, exist_ok=True)
@@ -262,7 +265,7 @@ def run(
     status = "FAILED"
     try:
         trained = with_fixed_student(config, display, options)
-        finished = _run_stages(trained, display, record, options)
+        finished = _run_stages(trained, display, record, options, stages)
         status = "FINISHED"
         return finished
     finally:
@@ -295,12 +298,14 @@ def _with_fixed(config: ExperimentConfig, student: Artifact) -> ExperimentConfig
     return config.model_copy(update={"negatives": negatives})
 
 
-def _run_stages(config: ExperimentConfig, display: Display, record: RunRecord, options: Options) -> dict[str, Artifact]:
+def _run_stages(
+    config: ExperimentConfig, display: Display, record: RunRecord, options: Options, stages: Stages = stages_of
+) -> dict[str, Artifact]:
     finished: dict[str, Artifact] = {}
     summaries: dict[str, dict[str, Any]] = {}
     recorded = {row["stage"] for row in read_metrics(record.folder)}
     there: list[str] = []
-    for stage in stages_of(config):
+    for stage in stages(config):
         artifact = _artifact(config, stage, finished)
         assert artifact is not None
         if options.retry_errors and stage.name == "samples" and artifact.is_finished() and _errors_of(artifact):

@@ -3,7 +3,9 @@
 A trial is one configuration with all its seeds (distill/trial.py). With one worker it trains in Tune's own actor;
 several workers train under a nested TorchTrainer. The sweep's record (sweep_record.py) is all that a restart needs:
 finished configurations are not proposed again, unfinished ones go on from their checkpoints, and the scheduler and the
-searcher are told what the record knows, so Tune's own state is never read. In MLflow a sweep is one run with a child
+searcher are told what the record knows, so Tune's own state is never read. A population (scheduler = pbt) trains in
+folders of its own (distill/population.py); started again, its members go on from there with the values that they had
+last, under a new scheduler. In MLflow a sweep is one run with a child
 for each configuration and seed.
 """
 
@@ -11,10 +13,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,11 +28,14 @@ from ray.util.queue import Queue
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.console import Display
 from qcrd.distill.loop import Event
+from qcrd.distill.population import newest_life, read_member
+from qcrd.distill.results import RESULTS
 from qcrd.distill.train import event_queue, training_folder, uses_gpu
 from qcrd.distill.trial import SeedJob
 from qcrd.pipeline import (
     DEFAULT_OPTIONS,
     Options,
+    Stages,
     StudentJob,
     cluster_resources,
     prepare_student,
@@ -52,11 +58,12 @@ from qcrd.search_space import (
     listed,
     most_samples,
 )
+from qcrd.stages import stages_of, with_trained_student
 from qcrd.sweep import Sweep
-from qcrd.sweep_record import REPORT, SweepRecord, read_results
+from qcrd.sweep_record import REPORT, SweepRecord, Trial, read_results
 from qcrd.tracking import RunRecord, is_behind, is_open, read_metrics
-from qcrd.tune_search import Over, Proposals, Spent, Watch, scheduler_of
-from qcrd.tune_trial import resources_of_trial, run_trial, trials_at_once
+from qcrd.tune_search import Over, Population, Proposals, Spent, Watch, scheduler_of
+from qcrd.tune_trial import resources_of_trial, run_member, run_trial, trials_at_once
 
 TUNE_DEFAULTS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
@@ -64,6 +71,7 @@ TUNE_DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+CHECKPOINTS_KEPT = 3  # of a population's member: one may wait for its turn until the donor hands over the next but one
 
 
 # -- the sweep -----------------------------------------------------------------------------------------------------
@@ -133,15 +141,40 @@ class _SweepRun:
                 {"root": str(job.artifact.root), "name": job.artifact.name, "fingerprint": job.artifact.fingerprint}
                 for job in jobs
             ],
-            "jobs": [
-                SeedJob(
-                    job.config.model_dump(mode="json"), {name: str(path) for name, path in job.inputs.items()},
-                    job.identity, str(training_folder(self.output / "checkpoints", job.artifact.fingerprint)),
-                    str(job.artifact.path),
-                ).as_dict()
-                for job in jobs
-            ],
-        }  # fmt: skip
+            "jobs": self._told(jobs),
+        }
+
+    def begin_member(self, key: str, values: Values) -> dict[str, Any]:
+        """What a population's member is told. It may know better than the record what became of it."""
+        self.record.propose(key, values, [job.artifact.fingerprint for job in self._jobs(values)])
+        trial, folder = self.record.trials[key], self.record.folder / "population" / key
+        history, life = trial.history, newest_life(folder)
+        if life is not None:
+            history = read_member(life)["history"]
+        values = history[-1]["values"]
+        jobs = self._jobs(values)
+        self.display.say(f"▶ {key} ({label_of(values)})")
+        return {
+            "key": key,
+            "values": values,
+            "iterations": iterations_of(jobs[0]),
+            "reported": len(trial.results) if history == trial.history else history[-1]["iteration"],
+            "folder": str(folder),
+            "perturb": list(self.sweep.perturb),
+            "every": self.sweep.perturb_iterations,
+            "taken": None,
+            "jobs": self._told(jobs),
+        }
+
+    def _told(self, jobs: Sequence[StudentJob]) -> list[dict[str, Any]]:
+        return [
+            SeedJob(
+                job.config.model_dump(mode="json"), {name: str(path) for name, path in job.inputs.items()},
+                job.identity, str(training_folder(self.output / "checkpoints", job.artifact.fingerprint)),
+                str(job.artifact.path),
+            ).as_dict()
+            for job in jobs
+        ]  # fmt: skip
 
     def _jobs(self, values: Values) -> list[StudentJob]:
         """A configuration's trainings, one a seed."""
@@ -151,7 +184,8 @@ class _SweepRun:
     def check_record(self) -> None:
         """Raise `ConfigError` where the record is about other trainings: an input has changed since."""
         for trial in self.record.trials.values():
-            if trial.students != [job.artifact.fingerprint for job in self._jobs(trial.values)]:
+            jobs = self._jobs(trial.history[0]["values"])
+            if trial.students != [job.artifact.fingerprint for job in jobs]:
                 raise ConfigError(
                     f"SWEEP: an input of {trial.key} ({label_of(trial.values)}) has changed since it was trained: it "
                     f"cannot be compared with what is trained now; rename the sweep, or delete {self.record.folder}"
@@ -259,6 +293,8 @@ class _SweepRun:
                     "sweep/score": trial.results[-1]["score"],
                 }])  # fmt: skip
             child.add_tags({"qcrd.early_stopped": str(trial.status == "stopped").lower(), "qcrd.status": trial.status})
+            if len(trial.history) > 1:
+                child.add_tags({"qcrd.history": json.dumps(trial.history)})
             child.close("FAILED" if trial.status in ("failed", "unfinished") else "FINISHED", wait=False)
             self._closed.append(child)
 
@@ -347,37 +383,68 @@ def run_sweep(
 
 def _run_trials(one: _SweepRun) -> None:
     """All configurations that are not ended yet, on Tune."""
+    going_on = [trial for trial in one.record.trials.values() if trial.status in ("unfinished", "failed")]
+    with _events(one) as queue:
+        if one.sweep.scheduler == "pbt":
+            _run_population(one, queue, going_on)
+        else:
+            _run_proposals(one, queue, going_on)
+    if one.is_spent():
+        one.display.warn(f"the budget of {one.sweep.budget_hours:g} hours is spent; a larger one goes on")
+
+
+def _run_proposals(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None:
+    """Configurations that know nothing of each other, one by one."""
     sweep, record = one.sweep, one.record
     iterations = _most_iterations(one)
     scheduler = scheduler_of(sweep, iterations, record.lines)
     for key in scheduler.stopped:
         if record.trials[key].status == "unfinished" and len(record.trials[key].results) < iterations:
             record.end(key, "stopped")
-    going_on = [trial for trial in record.trials.values() if trial.status in ("unfinished", "failed")]
-    with _events(one) as queue:
+    trainable = tune.with_resources(partial(run_trial, queue=queue), resources_of_trial(sweep.base))
+    _fit(
+        one, queue, trainable, None, num_samples=-1, search_alg=Proposals(going_on, one.proposer, one.begin),
+        scheduler=scheduler, max_concurrent_trials=one.at_once,
+    )  # fmt: skip
 
-        def on_over(key: str) -> None:
-            queue.put({"kind": "over", "trial": key, "seed": 0})
 
-        proposals = Proposals(going_on, one.proposer, one.begin)
-        trainable = tune.with_resources(partial(run_trial, queue=queue), resources_of_trial(sweep.base))
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                num_samples=-1, search_alg=proposals, scheduler=scheduler, max_concurrent_trials=one.at_once,
-                trial_name_creator=lambda trial: str(trial.config["key"]),
-                reuse_actors=sweep.base.resources.workers == 1,
-            ),
-            run_config=tune.RunConfig(
-                name="tune", storage_path=str(record.folder), verbose=0, callbacks=[Watch(one), Over(on_over)],
-                failure_config=tune.FailureConfig(max_failures=sweep.max_failures), stop=Spent(one.is_spent),
-            ),
-        )  # fmt: skip
-        shutil.rmtree(record.folder / "tune", ignore_errors=True)  # an earlier start's, which nobody reads
-        tuner.fit()
-    shutil.rmtree(record.folder / "tune", ignore_errors=True)
+def _run_population(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None:
+    """All configurations at once, of which bad ones take over the state of good ones."""
     if one.is_spent():
-        one.display.warn(f"the budget of {sweep.budget_hours:g} hours is spent; a larger one goes on")
+        return
+    members = [one.begin_member(trial.key, trial.values) for trial in going_on]
+    while (values := one.proposer.propose()) is not None:
+        members.append(one.begin_member(key_of(values), values))
+    if not members:
+        return
+    trainable = tune.with_resources(partial(run_member, queue=queue), resources_of_trial(one.sweep.base))
+    keys = tune.grid_search([member["key"] for member in members])
+    _fit(one, queue, trainable, {"key": keys}, scheduler=Population(one.sweep, members, one.at_once))
+
+
+def _fit(one: _SweepRun, queue: Queue, trainable: Any, space: dict[str, Any] | None, **how: Any) -> None:
+    """Run Tune to its end. `how`: what goes to its `TuneConfig`."""
+    folder = one.record.folder
+
+    def on_over(key: str) -> None:
+        queue.put({"kind": "over", "trial": key, "seed": 0})
+
+    tuner = tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=tune.TuneConfig(
+            **how, trial_name_creator=lambda trial: str(trial.config["key"]),
+            reuse_actors=one.sweep.base.resources.workers == 1,
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=str(folder), verbose=0, callbacks=[Watch(one), Over(on_over)],
+            failure_config=tune.FailureConfig(max_failures=one.sweep.max_failures), stop=Spent(one.is_spent),
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
+        ),
+    )  # fmt: skip
+    shutil.rmtree(folder / "tune", ignore_errors=True)  # an earlier start's, which nobody reads
+    tuner.fit()
+    shutil.rmtree(folder / "tune", ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -414,9 +481,18 @@ def _test_winner(one: _SweepRun) -> Path | None:
     students: dict[int, Path] = {}
     for seed in sweep.seeds:
         config = sweep.config(best.values, seed, one.most)
-        made = run(config, display, one.options, one.open_child(best.key, seed))
+        stages = _stages_of_member(one, best.key, seed) if sweep.scheduler == "pbt" else stages_of
+        made = run(config, display, one.options, one.open_child(best.key, seed), stages)
         record.test(best.key, seed, float(made["predictions"].marker()["summary"]["eval/test_accuracy_best"]))
         students[seed] = made["student"].path / "best"
     by_accuracy = max(sweep.seeds, key=lambda seed: best.best()[seed])
     one.parent.add_tags({"qcrd.winner": best.key})
     return students[by_accuracy]
+
+
+def _stages_of_member(one: _SweepRun, key: str, seed: int) -> Stages:
+    """The stages of a population's member, whose student no single configuration gives."""
+    life = newest_life(one.record.folder / "population" / key)
+    assert life is not None
+    history = one.record.trials[key].history
+    return partial(with_trained_student, results=life / f"seed{seed}" / RESULTS, schedule=history)

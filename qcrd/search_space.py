@@ -72,10 +72,17 @@ def most_samples(sweep: Sweep) -> int:
     return max(values)
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Plain data, floats to four digits: nobody needs more, and everybody reads them."""
     value = value.item() if isinstance(value, np.generic) else value
     return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def within(space: Any, value: Any) -> Any:
+    """A perturbed value, rounded, and no further out than the space goes."""
+    if isinstance(space, Float | Integer):
+        value = min(max(value, space.lower), space.upper)
+    return rounded(value)
 
 
 def grid(sweep: Sweep, fields: Sequence[str] | None = None) -> list[Values]:
@@ -120,7 +127,7 @@ def _drawn(sweep: Sweep) -> list[Values]:
                 values[field] = choices[random.randint(len(choices))]
             else:
                 assert isinstance(space, Domain)
-                values[field] = _rounded(space.sample(random_state=random))
+                values[field] = rounded(space.sample(random_state=random))
         found.setdefault(key_of(values), values)
         if len(found) == sweep.num_configurations:
             break
@@ -181,7 +188,7 @@ class OptunaProposer:
             seed = stable_seed(self._sweep.search_seed, "optuna", self._count, attempt) % 2**31
             self._study.sampler = optuna.samplers.TPESampler(seed=seed)
             trial = self._study.ask(self._distributions)
-            values = {field: _rounded(trial.params[field]) for field in self._sweep.space}
+            values = {field: rounded(trial.params[field]) for field in self._sweep.space}
             self._study.tell(trial, state=TrialState.FAIL)  # what came out is told as a trial of its own
             if key_of(values) not in self._seen:
                 self._count += 1

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from qcrd.console import Display
 from qcrd.distill.discriminator import JudgedQuestion
 from qcrd.distill.judge import AUROC_WARNING
 from qcrd.distill.loop import Event
+from qcrd.distill.results import copy_results
 from qcrd.distill.student import encode_inputs, encode_targets, load_tokenizer, train_tokenizer
 from qcrd.distill.train import pretrain_judge, run_remotely, train
 from qcrd.evaluate.stage import evaluate
@@ -384,3 +385,21 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         "report": Stage("report", 3, every, _report_settings, _make_report, False),
     }
     return [stages[name] for name in (*every, "report")]
+
+
+def with_trained_student(config: ExperimentConfig, results: Path, schedule: Sequence[Mapping[str, Any]]) -> list[Stage]:
+    """The stages of an experiment whose student is trained already: `results` is copied.
+
+    `schedule`, as plain data, says how its settings changed on the way, so that it is no student of `config` alone.
+    """
+
+    def settings(config: ExperimentConfig) -> dict[str, Any]:
+        return {**_student_settings(config), "schedule": list(schedule)}
+
+    def copy(run: StageRun) -> Summary:
+        times = copy_results(results, run.out)
+        return {**json.loads((run.out / "training.json").read_text()), **times}
+
+    return [
+        replace(stage, settings=settings, run=copy) if stage.name == "student" else stage for stage in stages_of(config)
+    ]

@@ -68,6 +68,8 @@ class Sweep(Settings):
                 f"resources.workers: {self.base.resources.workers} is not allowed with scheduler = pbt: a population "
                 "hands over checkpoints, which Ray Tune does not pass through a nested TorchTrainer; use 1, or asha"
             )
+        if self.searcher == "optuna":
+            raise ValueError("searcher: 'optuna' is not allowed with scheduler = pbt, whose members begin together")
         if not self.perturb or not set(self.perturb) <= set(self.space) & PERTURBABLE:
             raise ValueError(
                 f"perturb: {list(self.perturb)} is not allowed; scheduler = pbt changes fields of `space` while a "

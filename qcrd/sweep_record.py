@@ -1,7 +1,8 @@
 """What a sweep has done so far, on the disk: one file of facts, one line each, which only grows.
 
     <output>/sweeps/<name>-<key>/sweep.json     what is swept, and how
-                                 trials.jsonl   proposed, result, ended, tested: a line when it happened
+                                 trials.jsonl   proposed, result, cloned, ended, tested: a line when it happened
+                                 population/    of scheduler = pbt: its members' trainings (distill/population.py)
                                  report/        tables and plots, made anew whenever there is more
 
 A sweep that is started again reads these lines and nothing else of its past. Knows nothing about Ray or MLflow.
@@ -32,8 +33,11 @@ class Trial:
 
     key: str
     values: dict[str, Any]
+    """Those that it has now; the key is of those that it began with."""
     students: list[str]
     """Fingerprint of each seed's student."""
+    history: list[dict[str, Any]]
+    """How it came to them (see distill/population.py): one entry but for a population's member."""
     results: list[dict[str, Any]] = field(default_factory=list)
     """One for each iteration that all seeds have finished, in order (see distill/trial.py)."""
     status: Status = "unfinished"
@@ -93,7 +97,14 @@ class SweepRecord:
             self._add({"kind": "ended", "key": key, "status": "unfinished", "reason": ""})
 
     def result(self, key: str, row: Mapping[str, Any]) -> None:
-        """An iteration's end. One that is known, from before a restart, changes nothing."""
+        """An iteration's end. One that is known, from before a restart, changes nothing.
+
+        A row of a population's member tells its history, which is news where it has taken over another's state: then
+        what came out of the member so far is what came out of that one.
+        """
+        history = row.get("history", self.trials[key].history)
+        if history != self.trials[key].history:
+            self._add({"kind": "cloned", "key": key, "history": history})
         if row["iteration"] > len(self.trials[key].results):
             names = ("iteration", "accuracies", "score", "seconds", "seed_seconds", "steps")
             self._add({"kind": "result", "key": key, **{name: row[name] for name in names}})
@@ -109,19 +120,26 @@ class SweepRecord:
 
     def _add(self, line: dict[str, Any]) -> None:
         line["time"] = time.time()
+        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
         with (self.folder / TRIALS).open("a") as stream:
-            stream.write(json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n")
+            stream.write(text + "\n")
             stream.flush()
             os.fsync(stream.fileno())
-        self._take(line)
+        self._take(json.loads(text))
 
     def _take(self, line: dict[str, Any]) -> None:
         self.lines.append(line)
         key, kind = line["key"], line["kind"]
         if kind == "proposed":
-            self.trials[key] = Trial(key, line["values"], line["students"])
+            values = line["values"]
+            history = [{"iteration": 0, "values": values, "from": None}]
+            self.trials[key] = Trial(key, values, line["students"], history)
         elif kind == "result":
             self.trials[key].results.append(line)
+        elif kind == "cloned":
+            trial, last = self.trials[key], line["history"][-1]
+            trial.history, trial.values = line["history"], last["values"]
+            trial.results = self.trials[last["from"]].results[: last["iteration"]]
         elif kind == "ended":
             self.trials[key].status, self.trials[key].reason = line["status"], line["reason"]
         elif kind == "tested":
@@ -138,11 +156,13 @@ def read_results(folder: Path) -> SweepResults:
     for trial in SweepRecord(folder).trials.values():
         curves = {seed: tuple(row["accuracies"][i] for row in trial.results) for i, seed in enumerate(seeds)}
         steps = trial.results[-1]["steps"] if trial.results else 0
+        history = tuple((entry["iteration"], entry["values"]) for entry in trial.history)
         configurations.append(
             Configuration(
-                trial.key, trial.values, trial.status, curves, trial.seconds, steps, trial.reason, trial.test_accuracy
+                trial.key, trial.values, trial.status, curves, trial.seconds, steps, trial.reason, trial.test_accuracy,
+                history if about.get("scheduler") == "pbt" else (),
             )
-        )
+        )  # fmt: skip
     return SweepResults(
         about["name"], about["title"], tuple(about["fields"]), seeds, configurations, about["simulated"],
         about["task"], about["method"], about["about"],

@@ -20,6 +20,7 @@ from ray.util.queue import Queue
 from qcrd.artifacts import Artifact
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.loop import Event
+from qcrd.distill.population import begin_life, read_member, take_over, train_member
 from qcrd.distill.train import cause_of, scaling_of, set_up_torch, uses_cuda, uses_gpu
 from qcrd.distill.trial import SeedJob, train_seeds
 from qcrd.distill.workers import Workers
@@ -101,3 +102,28 @@ def _trial_worker(settings: dict[str, Any]) -> None:
     train_seeds(jobs, device, emit, ray.train.report, workers, settings["reported"])
 
 
+# -- a population ---------------------------------------------------------------------------------------------------
+
+
+def run_member(settings: dict[str, Any], queue: Queue) -> None:
+    """One member of a population in Tune's actor.
+
+    Where Tune starts it with a checkpoint, that is its own, from which it knows what was told, or the donor's, whose
+    state it takes over unless it has done so. Its own state is in its own folder.
+    """
+    root, reported, checkpoint = Path(settings["folder"]), settings["reported"], tune.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            if settings["taken"] is not None:
+                take_over(root, Path(folder), settings["taken"])
+            reported = read_member(Path(folder))["iteration"]
+    life = begin_life(root, settings["values"])
+
+    def report(row: dict[str, Any]) -> None:
+        handed_over = row["iteration"] % settings["every"] == 0 and row["iteration"] < settings["iterations"]
+        tune.report(row, checkpoint=tune.Checkpoint.from_directory(life) if handed_over else None)
+
+    jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
+    device = set_up_torch(ExperimentConfig.model_validate(jobs[0].config))
+    emit = _emit_to(queue, settings["key"])
+    train_member(life, jobs, settings["perturb"], device, emit, report, reported)

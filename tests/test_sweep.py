@@ -16,7 +16,7 @@ from experiments.quickstart import recipe as quickstart
 from qcrd.config import ConfigError, with_overrides
 from qcrd.console import Display
 from qcrd.plan_sweep import check_sweep, plan_sweep, shared_configurations, shared_fields, sweep_key
-from qcrd.search_space import OptunaProposer, description, finite_values, grid, key_of, listed, most_samples
+from qcrd.search_space import OptunaProposer, description, finite_values, grid, key_of, listed, most_samples, within
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import TRIALS, SweepRecord, read_results
 from qcrd.tune_search import scheduler_of
@@ -36,6 +36,7 @@ def sweep_of(space: dict[str, Any], **changes: Any) -> Sweep:
         ({"objectives": "accuracy_and_cost"}, "objectives"),
         ({"perturb": ("loss.beta",)}, "perturb"),
         ({"scheduler": "pbt", "perturb": ("negatives.gap",)}, "perturb"),
+        ({"scheduler": "pbt", "searcher": "optuna", "num_configurations": 2}, "searcher"),
     ],
 )
 def test_what_makes_no_sense_is_refused_and_named(changes: dict[str, Any], said: str):
@@ -192,6 +193,38 @@ def test_the_record_survives_a_torn_line_and_takes_each_iteration_once(tmp_path:
     assert first.score == pytest.approx((0.2 + 0.6) / 2) and first.seconds == 3.0 and first.steps == 20
     assert first.test_accuracy == {0: 0.5} and second.status == "failed" and second.reason == "out of memory"
     assert results.finished == [first]
+
+
+def test_a_clone_has_the_donors_results_and_the_new_values_from_there_on(tmp_path: Path):
+    record = SweepRecord(tmp_path / "sweep")
+
+    def history(*entries: tuple[int, int, str | None]) -> dict[str, Any]:
+        return {"history": [{"iteration": t, "values": {"negatives.gap": g}, "from": f} for t, g, f in entries]}
+
+    good, bad = history((0, 1, None)), history((0, 2, None))
+    clone = history((0, 1, None), (2, 3, "good"))
+    with record.locked():
+        record.describe({**ABOUT, "scheduler": "pbt"})
+        record.propose("good", {"negatives.gap": 1}, ["f0"])
+        record.propose("bad", {"negatives.gap": 2}, ["f1"])
+        for iteration, best in ((1, 0.5), (2, 0.6), (3, 0.7)):
+            record.result("good", {**row(iteration, [best, best], best), **good})
+        for iteration in (1, 2):
+            record.result("bad", {**row(iteration, [0.0, 0.1], 0.05), **bad})
+        record.result("bad", {**row(2, [0.6, 0.6], 0.6), **clone})  # known: what the donor told, which stays
+        record.result("bad", {**row(3, [0.8, 0.9], 0.85), **clone})
+        record.result("bad", {**row(3, [9.0, 9.0], 9.0), **clone})  # told again
+    assert [line["kind"] for line in record.lines].count("cloned") == 1
+    one, two = read_results(tmp_path / "sweep").configurations
+    assert one.curves == {0: (0.5, 0.6, 0.7), 1: (0.5, 0.6, 0.7)} and one.history == ((0, {"negatives.gap": 1}),)
+    assert two.curves == {0: (0.5, 0.6, 0.8), 1: (0.5, 0.6, 0.9)} and two.values == {"negatives.gap": 3}
+    assert two.key == "bad" and two.history == ((0, {"negatives.gap": 1}), (2, {"negatives.gap": 3}))
+    assert record.trials["good"].results[1]["score"] == 0.6 and len(record.trials["good"].results) == 3
+
+
+def test_a_perturbed_value_stays_in_its_space():
+    assert within(tune.loguniform(1e-4, 1e-2), 0.0123456) == 1e-2 and within(tune.uniform(0.5, 2.0), 0.4) == 0.5
+    assert within(tune.uniform(0.5, 2.0), 1.234567) == 1.235 and within(tune.choice([1, 7]), 7) == 7
 
 
 def test_two_processes_do_not_write_one_record(tmp_path: Path):

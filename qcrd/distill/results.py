@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 from qcrd.config import ExperimentConfig
@@ -24,6 +25,12 @@ def keep_results(training: Training) -> None:
     with whole_or_absent(training.store.folder / RESULTS) as temporary:
         temporary.mkdir()
         write_results(training, temporary)
+
+
+def copy_results(results: Path, out: Path) -> dict[str, float]:
+    """Copy the results of a training into `out`, which may exist. Returns how long it took."""
+    shutil.copytree(results, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(TIMES))
+    return json.loads((results / TIMES).read_text())
 
 
 def write_results(training: Training, folder: Path) -> None:

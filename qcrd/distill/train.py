@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -28,7 +27,7 @@ from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save
 from qcrd.distill.durable import is_full
 from qcrd.distill.judge import pretrain
 from qcrd.distill.loop import Event, Training
-from qcrd.distill.results import RESULTS, TIMES, keep_results
+from qcrd.distill.results import RESULTS, copy_results, keep_results
 from qcrd.distill.workers import Workers
 from qcrd.tasks import get_task
 
@@ -190,8 +189,7 @@ def train(
         _train_under_ray(config, inputs, folder, identity, on_event)
     if not results.is_dir():
         raise TrainingFailed(f"{results}: not there after training; is the folder shared with the training workers?")
-    shutil.copytree(results, out, dirs_exist_ok=True, ignore=shutil.ignore_patterns(TIMES))
-    return json.loads((results / TIMES).read_text())
+    return copy_results(results, out)
 
 
 def training_folder(storage: Path, fingerprint: str) -> Path:

@@ -98,6 +98,11 @@ class _SeedRun:
                 keep_results(training)
             self._training = None
 
+    def wait(self) -> None:
+        """Until its last checkpoint is on the disk."""
+        if self._training is not None:
+            self._training.store.wait()
+
     def steps(self, iteration: int) -> int:
         """Optimizer steps of the first iterations."""
         return max(int(row["step"]) for row in self.rows if row.get("train/iteration", iteration + 1) <= iteration)
@@ -116,13 +121,13 @@ def _seconds_of(folder: Path) -> float:
 
 def train_seeds(
     jobs: Sequence[SeedJob], device: torch.device, emit: Callable[[int, Event], None], report: Report,
-    workers: Workers | None = None, reported: int = 0,
+    workers: Workers | None = None, reported: int = 0, saved: bool = False,
 ) -> None:  # fmt: skip
     """Train all seeds of one configuration to their end. `report` gets, after each iteration that all have finished:
 
     `iteration`; `accuracies`, the validation accuracy of each seed then; `score`, the mean over the seeds of the best
     so far; `seconds` of training and `steps` over all seeds; `seed_seconds`, the seconds of each. The first `reported`
-    iterations are not told again.
+    iterations are not told again. `saved`: checkpoints are on the disk before `report` is called.
     Raises `MemoryError` with a hint, and what a training raises.
     """
     workers = workers or Workers()
@@ -132,6 +137,8 @@ def train_seeds(
             for run in runs:
                 run.advance_to(iteration)
             if iteration > reported:
+                for run in runs if saved else ():
+                    run.wait()
                 report(_result(iteration, runs))
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MemoryError(f"{MEMORY_HINT} ({str(error).splitlines()[0] if str(error) else 'no details'})") from error
