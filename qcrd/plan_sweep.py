@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,8 +37,11 @@ def sweep_folder(sweep: Sweep) -> Path:
 
 
 def label_of(values: Mapping[str, Any]) -> str:
-    """A configuration in a few words."""
-    return ", ".join(f"{field.rpartition('.')[2]} {value}" for field, value in values.items())
+    """A configuration in a few words; a field without its section where that leaves no doubt."""
+    short = {field: field.rpartition(".")[2] for field in values}
+    often = Counter(short.values())
+    names = {field: name if often[name] == 1 else field for field, name in short.items()}
+    return ", ".join(f"{names[field]} {value}" for field, value in values.items())
 
 
 def shared_fields(sweep: Sweep) -> list[str]:

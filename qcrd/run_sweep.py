@@ -17,7 +17,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -255,11 +255,12 @@ class _SweepRun:
     def open_child(self, key: str, seed: int) -> RunRecord:
         """The record of one configuration and seed. One of this process that still copies ends first."""
         folder, values = self.child_folder(key, seed), self.record.trials[key].values
+        name = label_of(values) if len(values) == 1 else key
         for child in self._closed:
             if child.folder == folder:
                 child.join()
         return RunRecord(
-            folder, f"{self.parent.folder.name}/{folder.name}", f"{label_of(values)}, seed {seed}",
+            folder, f"{self.parent.folder.name}/{folder.name}", f"{name}, seed {seed}",
             self.sweep.base.tracking, self.output, self.display.warn, self.parent.folder.name, self.parent.outage_told,
         )  # fmt: skip
 
@@ -290,7 +291,7 @@ class _SweepRun:
                 best = max(row["accuracies"][index] for row in trial.results)
                 child.restart_stage("trial", [{
                     "step": len(trial.results), "student/seconds": seconds, "student/best_validation_accuracy": best,
-                    "sweep/score": trial.results[-1]["score"],
+                    "sweep/score": round(trial.results[-1]["score"], 6),
                 }])  # fmt: skip
             child.add_tags({"qcrd.early_stopped": str(trial.status == "stopped").lower(), "qcrd.status": trial.status})
             if len(trial.history) > 1:
@@ -315,17 +316,21 @@ class _SweepRun:
         for child in self._closed:
             child.join()
 
-    def backfill(self) -> bool:
-        """Send what MLflow lacks of children that are over. False where it cannot be reached."""
-        tracking = self.sweep.base.tracking
+    def backfill(self) -> None:
+        """Send what MLflow lacks of children that are over, where it can be reached."""
         self.join()
-        if tracking.enabled and not self.parent.flush():  # it first: the children are linked to it
-            return False
+        if not self.parent.flush():  # it first: the children are linked to it
+            return
         for key, seed in itertools.product(self.record.trials, self.sweep.seeds):
-            behind = is_behind(self.child_folder(key, seed), tracking, self.output)
+            behind = is_behind(self.child_folder(key, seed), self.sweep.base.tracking, self.output)
             if behind and not self.open_child(key, seed).catch_up():
-                return False
-        return True
+                return
+
+    def register(self, key: str, seed: int, student: Path) -> None:
+        """Register a student as the sweep's best. Its own child's record says so, behind what logs it."""
+        child = self.open_child(key, seed)
+        child.register_student(student, f"qcrd-{self.sweep.name}", "best")
+        child.catch_up()
 
 
 def run_sweep(
@@ -366,14 +371,14 @@ def run_sweep(
             one.check_record()
             _run_trials(one)
             one.close_left_over()
-            winner = _test_winner(one)
+            register_winner = _test_winner(one)
             results = read_results(folder)
             numbers, step = write_sweep_report(results, folder / REPORT), len(record.lines)
             if not any((row["stage"], row["step"]) == ("sweep", step) for row in read_metrics(parent.folder)):
                 parent.log("sweep", numbers, step)
             parent.add_artifact(folder / REPORT, "report")
-            if one.backfill() and winner is not None:  # else MLflow has no such student yet
-                parent.register_student(winner, f"qcrd-{sweep.name}", "best")
+            one.backfill()
+            register_winner()  # last: a backfill may have registered an earlier winner
             status = "FINISHED"
             return folder, results
         finally:
@@ -468,14 +473,14 @@ def _most_iterations(one: _SweepRun) -> int:
     return max(found)
 
 
-def _test_winner(one: _SweepRun) -> Path | None:
-    """Take the best configuration through the stages that are left, all seeds. Returns the folder of its best student,
-    and None where no configuration is finished."""
+def _test_winner(one: _SweepRun) -> Callable[[], None]:
+    """Take the best configuration through the stages that are left, all seeds. Returns what registers its best
+    student."""
     sweep, record, display = one.sweep, one.record, one.display
     finished = read_results(record.folder).finished
     if not finished:
         display.warn("no configuration is finished, so none is evaluated on the test set")
-        return None
+        return lambda: None
     best = finished[0]
     display.say(f"▶ the winner is {best.key} ({label_of(best.values)}): its test, once for each seed")
     students: dict[int, Path] = {}
@@ -487,7 +492,7 @@ def _test_winner(one: _SweepRun) -> Path | None:
         students[seed] = made["student"].path / "best"
     by_accuracy = max(sweep.seeds, key=lambda seed: best.best()[seed])
     one.parent.add_tags({"qcrd.winner": best.key})
-    return students[by_accuracy]
+    return lambda: one.register(best.key, by_accuracy, students[by_accuracy])
 
 
 def _stages_of_member(one: _SweepRun, key: str, seed: int) -> Stages:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 METRICS, ITEMS, STATE, CONFIG = "metrics.jsonl", "items.jsonl", "mlflow.json", "config.json"
 RUN_KEY, DIGEST = "qcrd.run_key", "qcrd.digest"
+EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages show runs first, not traces
 SYNC_SECONDS = 5.0  # between two syncs
 RETRY_SECONDS = 60.0  # after a sync that failed
 PROGRESS_SECONDS = 60.0  # the longest wait for a sync that makes no progress
@@ -83,8 +84,8 @@ def read_metrics(folder: Path) -> list[Row]:
 
 
 def read_items(folder: Path) -> list[dict[str, Any]]:
-    """All else that a run's folder records, oldest first: {"kind": "start", "params", "tags"}, {"kind": "end",
-    "status"}, artifacts, data sets and students."""
+    """All else that a run's folder records, oldest first: {"kind": "start", "time", "params", "tags"}, {"kind": "end",
+    "time", "status"}, artifacts, data sets and students."""
     return _read_lines(folder / ITEMS)
 
 
@@ -174,7 +175,7 @@ class RunRecord:
         code = git_state(Path(__file__).parent)
         own = {"qcrd.git_commit": code["commit"], "qcrd.git_dirty": code["dirty"]}
         shown = {key: str(redacted(value)) for key, value in params.items()}
-        self._add({"kind": "start", "tags": {**own, **tags}, "params": shown})
+        self._add({"kind": "start", "time": time.time(), "tags": {**own, **tags}, "params": shown})
         self.begin_sync()
 
     def log(self, stage: str, metrics: Mapping[str, float], step: int = 0) -> None:
@@ -257,7 +258,7 @@ class RunRecord:
 
     def close(self, status: Literal["FINISHED", "FAILED"], wait: bool = True) -> None:
         """Note how the run ended, and give MLflow a last, bounded chance to catch up; `wait` until then."""
-        self._add({"kind": "end", "status": status})
+        self._add({"kind": "end", "time": time.time(), "status": status})
         if wait:
             self.flush()
         self.stop()
@@ -274,6 +275,8 @@ class RunRecord:
         self.begin_sync()
         done = self.flush()
         self.stop()
+        if done:
+            self.join()
         return done
 
     def stop(self) -> None:
@@ -399,7 +402,7 @@ class _View:
             if found is None:
                 place = (self._output / "mlflow-artifacts").as_uri() if local else None
                 try:
-                    client.create_experiment(self._experiment, artifact_location=place)
+                    client.create_experiment(self._experiment, place, EXPERIMENT_TAGS)
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise
@@ -412,10 +415,10 @@ class _View:
             query = f"tags.`{RUN_KEY}` = '{self.state['run_key']}'"
             runs = client.search_runs([self._experiment_id], query, max_results=1)
             tags = {RUN_KEY: self.state["run_key"], "mlflow.source.name": "qcrd"}
-            tags |= next((item["tags"] for item in items if item["kind"] == "start"), {})
-            run = (
-                runs[0] if runs else client.create_run(self._experiment_id, tags=tags, run_name=self.state["run_name"])
-            )
+            start = next((item for item in items if item["kind"] == "start"), {})
+            run = runs[0] if runs else client.create_run(
+                self._experiment_id, _milliseconds(start), tags | start.get("tags", {}), self.state["run_name"]
+            )  # fmt: skip
             self.state |= {**fresh, "run_id": run.info.run_id, "params": bool(run.data.params)}
             self._save()
         self._client = client
@@ -536,7 +539,7 @@ class _View:
         elif item["kind"] == "tags":
             client.log_batch(run_id, tags=[RunTag(key, str(value)[:TAG_LENGTH]) for key, value in item["tags"].items()])
         elif item["kind"] == "end":
-            client.set_terminated(run_id, item["status"])
+            client.set_terminated(run_id, item["status"], _milliseconds(item))
 
     def _send_student(self, client: MlflowClient, item: dict[str, Any]) -> None:
         """A logged model that exists for this content is finished, not made twice."""
@@ -667,6 +670,11 @@ def ask_server(uri: str) -> None:
 
     with contextlib.suppress(requests.exceptions.SSLError):
         requests.get(uri.rstrip("/") + "/health", timeout=(3, 5), stream=True).close()
+
+
+def _milliseconds(item: Mapping[str, Any]) -> int | None:
+    """When an item was recorded, which may be long before MLflow gets it."""
+    return round(item["time"] * 1000) if "time" in item else None
 
 
 def _metric_name(key: str) -> str:
