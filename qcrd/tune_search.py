@@ -171,6 +171,9 @@ class Population(_Here, PopulationBasedTraining):
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         if "iteration" not in result or result["iteration"] >= trial.config["iterations"]:
             return TrialScheduler.CONTINUE  # it is over, and nobody would train on
+        for other, state in self._trial_state.items():
+            if other.is_finished():  # nobody waits for one that has failed, though Tune counts it among the live
+                state.last_train_time = max(state.last_train_time, int(self._next_perturbation_sync))
         with _seeded(stable_seed(self._seed, "population", result["iteration"]) % 2**32):
             return super().on_trial_result(tune_controller, trial, result)
 
@@ -178,12 +181,19 @@ class Population(_Here, PopulationBasedTraining):
         trials = tune_controller.get_trials()
         waiting = [trial for trial in trials if trial.status == trial.PAUSED]
         busy = sum(trial.status in (trial.PENDING, trial.RUNNING) for trial in trials)
-        times = [self._trial_state[trial].last_train_time for trial in waiting]
-        if times and not busy and min(times) >= self._next_perturbation_sync:
-            for trial in waiting:  # whom they waited for has failed: there is no exchange
-                self._trial_state[trial].last_perturbation_time = self._trial_state[trial].last_train_time
-            self._next_perturbation_sync = max(times) + self._perturbation_interval
+        states = [self._trial_state[trial] for trial in waiting]
+        if waiting and not busy and all(one.last_train_time >= self._next_perturbation_sync for one in states):
+            self._go_on_without_who_failed(tune_controller, waiting)
         return super().choose_trial_to_run(tune_controller) if busy < self._at_once else None
+
+    def _go_on_without_who_failed(self, tune_controller: Any, waiting: list[Any]) -> None:
+        """The exchange for which all that are left wait; none where they are ahead since a restart."""
+        for trial in waiting:
+            result: Any = self._trial_state[trial].last_result
+            if result is not None:
+                self.on_trial_result(tune_controller, trial, result)
+                return
+        self._next_perturbation_sync += self._perturbation_interval
 
     def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """The donor's settings with perturbed values, for the member that it is given to."""

@@ -31,7 +31,7 @@ from qcrd.search_space import key_of
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import TRIALS, SweepRecord
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
+pytestmark = pytest.mark.usefixtures("ray_started")
 TINY = {
     "method": "finetune", "task.generator.train_size": 48, "task.generator.validation_size": 12,
     "task.generator.test_size": 12, "student.scratch.d_model": 32, "student.scratch.d_ff": 64, "train.steps": 40,
@@ -69,6 +69,7 @@ class Killed(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
+@pytest.mark.ray
 def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Path):
     configs = [base(tmp_path / "trial", seed=seed) for seed in (0, 1)]
     prepare_student(configs[0], display(), open_record(configs[0], display()), DEFAULT_OPTIONS)
@@ -107,6 +108,7 @@ def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Pat
     assert {path: path.stat().st_mtime_ns for path in Path(jobs[0].folder).rglob("*")} == before
 
 
+@pytest.mark.ray
 def test_memory_that_runs_out_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = base(tmp_path)
     prepare_student(config, display(), open_record(config, display()), DEFAULT_OPTIONS)
@@ -119,6 +121,7 @@ def test_memory_that_runs_out_says_what_to_do(tmp_path: Path, monkeypatch: pytes
         train_seeds([job_of(config)], torch.device("cpu"), lambda seed, event: None, lambda row: None)
 
 
+@pytest.mark.faults
 def test_trials_with_two_workers_each_finish_though_two_do_not_fit(tmp_path: Path):
     """Deadlock test: two trials of two workers, where two CPUs hold one of them. One and two workers agree."""
     common = {"train.steps": 20, "student.dtype": "float64"}
@@ -130,12 +133,14 @@ def test_trials_with_two_workers_each_finish_though_two_do_not_fit(tmp_path: Pat
     assert {c.key: c.curves for c in results.configurations} == {c.key: c.curves for c in alone.configurations}
 
 
+@pytest.mark.ray
 def test_more_workers_than_the_cluster_has_are_refused(tmp_path: Path):
     changes = {"resources.workers": 64, "train.global_batch_size": 64}
     with pytest.raises(ValueError, match=r"resources\.workers: 64"):
         run_sweep(sweep_of(tmp_path, [1e-3], changes), display())
 
 
+@pytest.mark.ray
 def test_a_trial_that_fails_is_tried_again_then_reported_and_the_sweep_goes_on(tmp_path: Path):
     shown = display()
     sweep = sweep_of(tmp_path, [1e-3, 1e30], {"train.max_grad_norm": 1e30}, max_failures=1)
@@ -147,6 +152,7 @@ def test_a_trial_that_fails_is_tried_again_then_reported_and_the_sweep_goes_on(t
     assert text.count("failed and is tried again") == 1 and "tested" in (folder / "trials.jsonl").read_text()
 
 
+@pytest.mark.ray
 def test_a_killed_trial_goes_on_and_equals_an_undisturbed_one(tmp_path: Path):
     changes = {"train.steps": 200}
     _, expected = run_sweep(sweep_of(tmp_path / "calm", [1e-3], changes), display())
@@ -185,6 +191,7 @@ def test_a_killed_trial_goes_on_and_equals_an_undisturbed_one(tmp_path: Path):
         run_sweep(sweep, display())
 
 
+@pytest.mark.ray
 def test_optuna_with_asha_and_a_budget_which_a_larger_one_continues(tmp_path: Path):
     space = {"train.learning_rate": tune.loguniform(1e-5, 1e-2), "train.weight_decay": tune.choice([0.0, 0.1])}
     learnable = smoke("smoke", {"method": "finetune", "output": str(tmp_path), "tracking.enabled": False})
@@ -207,6 +214,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.ray
 def test_a_member_without_changes_equals_a_plain_trial_and_a_donor_gives_its_whole_state(tmp_path: Path):
     config = base(tmp_path / "out")
     prepare_student(config, display(), open_record(config, display()), DEFAULT_OPTIONS)
@@ -249,6 +257,7 @@ def test_a_member_without_changes_equals_a_plain_trial_and_a_donor_gives_its_who
     assert rates and all(a / b == pytest.approx(1e-3 / values[fields[0]]) for a, b in rates)
 
 
+@pytest.mark.faults
 def test_losers_of_a_population_go_on_from_winners_and_the_best_is_tested(tmp_path: Path):
     """Three members on two CPUs, of which one can't learn; the first start ends early."""
     rate, steps = "train.learning_rate", 120

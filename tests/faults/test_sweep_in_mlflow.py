@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 GOOD, ALSO_GOOD, USELESS = 5e-3, 4e-3, 1e-9
 SEEDS = (0, 1, 2, 3)
 

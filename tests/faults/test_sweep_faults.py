@@ -17,7 +17,7 @@ from qcrd.report.sweep_data import SweepResults
 from qcrd.sweep_record import SweepRecord, read_results
 from tests.e2e.whole_runs import ROOT
 
-pytestmark = pytest.mark.e2e
+pytestmark = pytest.mark.faults
 RECIPE = """
 from ray import tune
 from experiments.sweeps.settings import base
