@@ -285,12 +285,11 @@ class _SweepRun:
         trial = self.record.trials[key]
         for place in [place for place in self._children if place[0] == key]:
             child = self._children.pop(place)
-            if trial.results:
+            if trial.status in ("finished", "stopped"):  # it will not go on, so a value at step 0 is the last
                 index = self.sweep.seeds.index(place[1])
-                seconds = trial.results[-1]["seed_seconds"][index]
-                best = max(row["accuracies"][index] for row in trial.results)
                 child.restart_stage("trial", [{
-                    "step": len(trial.results), "student/seconds": seconds, "student/best_validation_accuracy": best,
+                    "step": 0, "student/seconds": trial.results[-1]["seed_seconds"][index],
+                    "student/best_validation_accuracy": max(row["accuracies"][index] for row in trial.results),
                     "sweep/score": round(trial.results[-1]["score"], 6),
                 }])  # fmt: skip
             child.add_tags({"qcrd.early_stopped": str(trial.status == "stopped").lower(), "qcrd.status": trial.status})

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 METRICS, ITEMS, STATE, CONFIG = "metrics.jsonl", "items.jsonl", "mlflow.json", "config.json"
 RUN_KEY, DIGEST = "qcrd.run_key", "qcrd.digest"
-EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}  # MLflow's pages show runs first, not traces
 SYNC_SECONDS = 5.0  # between two syncs
 RETRY_SECONDS = 60.0  # after a sync that failed
 PROGRESS_SECONDS = 60.0  # the longest wait for a sync that makes no progress
@@ -402,7 +401,7 @@ class _View:
             if found is None:
                 place = (self._output / "mlflow-artifacts").as_uri() if local else None
                 try:
-                    client.create_experiment(self._experiment, place, EXPERIMENT_TAGS)
+                    client.create_experiment(self._experiment, artifact_location=place)
                 except MlflowException as error:
                     if error.error_code != "RESOURCE_ALREADY_EXISTS":
                         raise

@@ -101,7 +101,8 @@ def assert_all_there(sweep: Sweep, folder: Path, configurations: int) -> dict[st
         params = next(item["params"] for item in read_items(record) if item["kind"] == "start")
         assert run.data.params == params
     for run in children.values():
-        assert {"eval/accuracy", "train/label_loss", "student/best_validation_accuracy"} <= run.data.metrics.keys()
+        shown_of_all = {"eval/accuracy", "train/label_loss", "student/best_validation_accuracy", "sweep/score"}
+        assert shown_of_all <= run.data.metrics.keys()
         assert run.data.tags["qcrd.status"] in ("finished", "stopped")
     return children
 
