@@ -20,6 +20,7 @@ from experiments.sweeps.settings import base
 from qcrd import tracking
 from qcrd.console import Display
 from qcrd.run_sweep import run_sweep
+from qcrd.search_space import listed
 from qcrd.sweep import Sweep
 from qcrd.tracking import RUN_KEY, is_open, read_items
 from tests.e2e.test_mlflow_outage import free_port, recorded, shown, start_server, stop_server
@@ -59,16 +60,21 @@ class Heard(Display):
         return self.console.file.getvalue()
 
 
-def sweep_of(name: str, output: Path, uri: str, rates: list[float], **changes: Any) -> Sweep:
-    settings = {
+def sweep_of(
+    name: str, output: Path, uri: str, rates: list[float], seeds: tuple[int, ...] = SEEDS, steps: int = 80
+) -> Sweep:
+    """The last of `rates` comes last, where others are there to be compared with."""
+    settings: dict[str, Any] = {
         "method": "finetune", "output": str(output), "tracking.uri": uri, "tracking.experiment": name,
-        "train.steps": 80, "train.log_every": 2, "resources.threads": 1, "evaluation.explained_questions": 2, **changes,
+        "train.steps": steps, "train.log_every": 2, "resources.threads": 1, "evaluation.explained_questions": 2,
     }  # fmt: skip
     space = {"train.learning_rate": tune.grid_search(rates)}
-    return Sweep(
-        name=name, title="a small sweep", base=base("smoke", settings), space=space, seeds=SEEDS,
+    whole = Sweep(
+        name=name, title="a small sweep", base=base("smoke", settings), space=space, seeds=seeds,
         scheduler="asha", reduction_factor=2,
     )  # fmt: skip
+    orders = (whole.model_copy(update={"search_seed": seed}) for seed in range(100))
+    return next(sweep for sweep in orders if (listed(sweep) or [{}])[-1] == {"train.learning_rate": rates[-1]})
 
 
 def runs_of(sweep: Sweep) -> tuple[MlflowClient, Run, dict[str, Run]]:
@@ -93,7 +99,7 @@ def assert_all_there(sweep: Sweep, folder: Path, configurations: int) -> dict[st
     _, parent, children = runs_of(sweep)
     records = Path(sweep.base.output) / "records" / folder.name
     assert set(children) == {path.name for path in records.glob("*-seed*")}
-    assert len(children) == configurations * len(SEEDS)
+    assert len(children) == configurations * len(sweep.seeds)
     uri = str(sweep.base.tracking.uri)
     for run, record in [(parent, records), *((run, records / name) for name, run in children.items())]:
         assert run.info.status == "FINISHED"
@@ -145,6 +151,8 @@ def test_eight_at_once_on_sqlite_lose_nothing_and_a_restart_adds_nothing(tmp_pat
     lines = (stopped / "items.jsonl").read_text().splitlines(keepends=True)
     assert json.loads(lines[-1])["kind"] == "end"
     (stopped / "items.jsonl").write_text("".join(lines[:-1]))
+    state = json.loads((stopped / "mlflow.json").read_text())
+    (stopped / "mlflow.json").write_text(json.dumps(state | {"items": len(lines) - 1}))
     client, _, _ = runs_of(sweep)
     client.update_run(useless[0].info.run_id, status="RUNNING")
     assert is_open(stopped)
@@ -157,7 +165,7 @@ def test_eight_at_once_on_sqlite_lose_nothing_and_a_restart_adds_nothing(tmp_pat
 def test_a_server_that_is_away_or_dies_during_a_sweep_gets_all_in_the_end(tmp_path: Path) -> None:
     port = free_port()
     uri, servers = f"http://127.0.0.1:{port}", list[subprocess.Popen[bytes]]()
-    away = sweep_of("away", tmp_path / "away", uri, [GOOD], **{"train.steps": 20})
+    away = sweep_of("away", tmp_path / "away", uri, [GOOD], seeds=(0,), steps=20)
     told = Heard()
     run_sweep(away, told, parallel=2)  # nobody is there, to the end
     assert told.text.count("MLflow cannot be written") == 1
