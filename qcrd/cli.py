@@ -31,15 +31,15 @@ Recipe = Annotated[str, typer.Argument(help="a recipe: file.py, or file.py:funct
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings to replace, e.g. train.learning_rate=3e-4")]
 
 
-def with_pairs(config: ExperimentConfig, overrides: Sequence[str]) -> ExperimentConfig:
-    """A config with `key=value` overrides. Raises `ConfigError`."""
+def pairs_of(overrides: Sequence[str]) -> dict[str, str]:
+    """`key=value` overrides as a mapping. Raises `ConfigError`."""
     pairs = {}
     for text in overrides:
         key, equals, value = text.partition("=")
         if not equals or not key:
             raise ConfigError(f"override: {text!r} is not allowed; write key=value, e.g. negatives.gap=3")
         pairs[key] = value
-    return with_overrides(config, pairs)
+    return pairs
 
 
 def load(
@@ -51,10 +51,11 @@ def load(
         if isinstance(made, ExperimentConfig):
             if seeds is not None:
                 raise ConfigError(f"--seeds: {seeds!r} is not allowed for one experiment; write seed=1")
-            return with_pairs(made, overrides)
+            return with_overrides(made, pairs_of(overrides))
         if isinstance(made, Sweep):
             return _swept(made, overrides, seeds)
-        cells = [cell.model_copy(update={"config": with_pairs(cell.config, overrides)}) for cell in made.cells]
+        pairs = pairs_of(overrides)
+        cells = [cell.model_copy(update={"config": with_overrides(cell.config, pairs)}) for cell in made.cells]
         changed: dict[str, Any] = {"cells": cells}
         if seeds is not None:
             changed["seeds"] = seeds.split(",")
@@ -65,8 +66,9 @@ def load(
 
 def _swept(sweep: Sweep, overrides: Sequence[str], seeds: str | None) -> Sweep:
     """A sweep with its own settings (sweep.budget_hours=2), those of its base, and seeds replaced."""
-    own = dict(pair.removeprefix("sweep.").split("=", 1) for pair in overrides if pair.startswith("sweep."))
-    base = with_pairs(sweep.base, [pair for pair in overrides if not pair.startswith("sweep.")])
+    pairs = pairs_of(overrides)
+    own = {key.removeprefix("sweep."): value for key, value in pairs.items() if key.startswith("sweep.")}
+    base = with_overrides(sweep.base, {key: value for key, value in pairs.items() if not key.startswith("sweep.")})
     changed: dict[str, Any] = {**own, "base": base} | ({} if seeds is None else {"seeds": seeds.split(",")})
     return Sweep.model_validate({**dict(sweep), **changed})
 

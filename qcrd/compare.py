@@ -20,11 +20,12 @@ from qcrd.artifacts import digest_of, write_atomically
 from qcrd.config import ConfigError, TrackingConfig
 from qcrd.console import Display
 from qcrd.mlflow_runs import ACCURACY, MlflowAway, TrackedRun, experiments, read_runs
+from qcrd.mlflow_view import STATE, redacted, tracking_uri
 from qcrd.report.sweep_data import Configuration, Status, SweepResults
 from qcrd.report.sweep_page import page_of, write_sweep_report
 from qcrd.report.sweep_sections import choice_line, counts_line, importance_line, others, ranking, subject_of
 from qcrd.report.sweep_statistics import best_choice, importance
-from qcrd.tracking import ITEMS, STATE, read_items, read_metrics, redacted, tracking_uri
+from qcrd.tracking import ITEMS, read_items, read_metrics
 
 EARLY_STOPPED = "qcrd.early_stopped"
 SHOWN = 20

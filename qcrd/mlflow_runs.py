@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcrd.tracking import ask_server, import_mlflow, redacted
+from qcrd.mlflow_view import ask_server, import_mlflow, redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -81,8 +81,7 @@ def check_sweep(sweep: Sweep) -> None:
     """Everything that can be known to be wrong beforehand. Raises `ConfigError`."""
     most = most_samples(sweep)
     for values in [*(listed(sweep) or []), *shared_configurations(sweep)]:
-        for seed in sweep.seeds[:1]:
-            sweep.config(values, seed, most)
+        sweep.config(values, sweep.seeds[0], most)
     check(sweep.config({}, sweep.seeds[0], most))
     if sweep.searcher == "optuna" and sweep.scheduler in ("asha", "median"):
         grid(sweep, [field for field in SCHEDULE_FIELDS if field in sweep.space])  # raises

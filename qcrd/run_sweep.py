@@ -5,19 +5,16 @@ several workers train under a nested TorchTrainer. The sweep's record (sweep_rec
 finished configurations are not proposed again, unfinished ones go on from their checkpoints, and the scheduler and the
 searcher are told what the record knows, so Tune's own state is never read. A population (scheduler = pbt) trains in
 folders of its own (distill/population.py); started again, its members go on from there with the values that they had
-last, under a new scheduler. In MLflow a sweep is one run with a child
-for each configuration and seed.
+last, under a new scheduler. In MLflow a sweep is one run with a child for each configuration and seed
+(sweep_children.py).
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +24,6 @@ from ray.util.queue import Queue
 
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.console import Display
-from qcrd.distill.loop import Event
 from qcrd.distill.population import newest_life, read_member
 from qcrd.distill.results import RESULTS
 from qcrd.distill.train import event_queue, training_folder, uses_gpu
@@ -60,9 +56,10 @@ from qcrd.search_space import (
 )
 from qcrd.stages import stages_of, with_trained_student
 from qcrd.sweep import Sweep
+from qcrd.sweep_children import SweepChildren
 from qcrd.sweep_record import REPORT, SweepRecord, Trial, read_results
-from qcrd.tracking import RunRecord, is_behind, is_open, read_metrics
-from qcrd.tune_search import Over, Population, Proposals, Spent, Watch, scheduler_of
+from qcrd.tracking import RunRecord, read_metrics
+from qcrd.tune_search import Population, Proposals, Spent, Watch, scheduler_of
 from qcrd.tune_trial import resources_of_trial, run_member, run_trial, trials_at_once
 
 TUNE_DEFAULTS = {
@@ -74,28 +71,27 @@ TUNE_DEFAULTS = {
 CHECKPOINTS_KEPT = 3  # of a population's member: one may wait for its turn until the donor hands over the next but one
 
 
-# -- the sweep -----------------------------------------------------------------------------------------------------
-
-
 class _SweepRun:
     """One start of a sweep: what Tune's parts have in common."""
 
     def __init__(
-        self, sweep: Sweep, record: SweepRecord, parent: RunRecord, display: Display, options: Options, at_once: int
+        self, sweep: Sweep, record: SweepRecord, children: SweepChildren, display: Display, options: Options,
+        at_once: int,
     ) -> None:  # fmt: skip
-        self.sweep, self.record, self.parent, self.display, self.options = sweep, record, parent, display, options
+        self.sweep, self.record, self.children, self.display, self.options = sweep, record, children, display, options
         self.at_once, self.most = at_once, most_samples(sweep)
         self.output = Path(sweep.base.output).resolve()
+        self.configurations = listed(sweep)
+        """All of them, where they are known beforehand."""
         self.proposer: Proposer = self._new_proposer()
-        self._children: dict[tuple[str, int], RunRecord] = {}
-        self._closed: list[RunRecord] = []
+        self.queue: Queue | None = None
+        """The way of the trials' news, while there are trials."""
         self._gpus = uses_gpu(sweep.base)
 
     def _new_proposer(self) -> Proposer:
         known = list(self.record.trials.values())
-        configurations = listed(self.sweep)
-        if configurations is not None:
-            return ListProposer(configurations, {trial.key for trial in known})
+        if self.configurations is not None:
+            return ListProposer(self.configurations, {trial.key for trial in known})
         proposer = OptunaProposer(self.sweep, [trial.values for trial in known])
         for trial in known:
             if trial.status != "unfinished":
@@ -111,7 +107,8 @@ class _SweepRun:
             what = f" {number}/{len(todo)} ({label_of(values)})" if len(todo) > 1 else ""
             self.display.say(f"▶ what trials share{what}")
             for seed in self.sweep.seeds if self.sweep.base.fixed_recipe else self.sweep.seeds[:1]:
-                prepare_student(self.sweep.config(values, seed, self.most), self.display, self.parent, self.options)
+                config = self.sweep.config(values, seed, self.most)
+                prepare_student(config, self.display, self.children.parent, self.options)
 
     # -- trials -----------------------------------------------------------------------------------------------
 
@@ -211,10 +208,10 @@ class _SweepRun:
         trials = self.record.trials.values()
         ended = sum(trial.status != "unfinished" for trial in trials)
         best = max((trial.score for trial in trials if trial.score is not None), default=math.nan)
-        listed_number = len(listed(self.sweep) or []) or self.sweep.num_configurations or len(trials)
+        number = len(self.configurations or []) or self.sweep.num_configurations or len(trials)
         steps = sum(trial.results[-1]["steps"] for trial in trials if trial.results)
         self.display.progress(
-            "configurations", ended, listed_number, f"best validation accuracy {best:.1%}, {steps} steps"
+            "configurations", ended, number, f"best validation accuracy {best:.1%}, {steps} steps"
         )
 
     def on_end(self, key: str, iterations: int) -> None:
@@ -226,12 +223,19 @@ class _SweepRun:
             self._end(key, "stopped")
         else:
             self.display.say(f"  {key}: the budget is spent after iteration {reached}")
+        self._news_are_over(key)
 
     def on_failure(self, key: str, reason: str, again: bool) -> None:
         if again:
             self.display.warn(f"{key} failed and is tried again: {reason}")
         else:
             self._end(key, "failed", reason)
+            self._news_are_over(key)
+
+    def _news_are_over(self, key: str) -> None:
+        """Said in line behind the news themselves."""
+        if self.queue is not None:
+            self.queue.put({"kind": "over", "trial": key, "seed": 0})
 
     def _end(self, key: str, status: Any, reason: str = "") -> None:
         trial = self.record.trials[key]
@@ -246,90 +250,6 @@ class _SweepRun:
         else:
             self.display.say(text)
         self._progress()
-
-    # -- MLflow -----------------------------------------------------------------------------------------------
-
-    def child_folder(self, key: str, seed: int) -> Path:
-        return self.parent.folder / f"{key}-seed{seed}"
-
-    def open_child(self, key: str, seed: int) -> RunRecord:
-        """The record of one configuration and seed. One of this process that still copies ends first."""
-        folder, values = self.child_folder(key, seed), self.record.trials[key].values
-        name = label_of(values) if len(values) == 1 else key
-        for child in self._closed:
-            if child.folder == folder:
-                child.join()
-        return RunRecord(
-            folder, f"{self.parent.folder.name}/{folder.name}", f"{name}, seed {seed}",
-            self.sweep.base.tracking, self.output, self.display.warn, self.parent.folder.name, self.parent.outage_told,
-        )  # fmt: skip
-
-    def on_event(self, event: Event) -> None:
-        """A trial's news, for the child's record."""
-        key, seed = event["trial"], event["seed"]
-        if event["kind"] == "over":
-            self._close_children(key)
-            return
-        if (key, seed) not in self._children:
-            child = self.open_child(key, seed)
-            child.start(self.sweep.config(self.record.trials[key].values, seed, self.most), {"qcrd.trial": key})
-            self._children[key, seed] = child
-        child = self._children[key, seed]
-        if event["kind"] == "metrics":
-            for row in event["rows"]:
-                child.log("student", {k: v for k, v in row.items() if k != "step"}, int(row["step"]))
-        elif event["kind"] == "restart":
-            child.restart_stage("student", event["rows"])
-
-    def _close_children(self, key: str) -> None:
-        trial = self.record.trials[key]
-        for place in [place for place in self._children if place[0] == key]:
-            child = self._children.pop(place)
-            if trial.status in ("finished", "stopped"):  # it will not go on, so a value at step 0 is the last
-                index = self.sweep.seeds.index(place[1])
-                child.restart_stage("trial", [{
-                    "step": 0, "student/seconds": trial.results[-1]["seed_seconds"][index],
-                    "student/best_validation_accuracy": max(row["accuracies"][index] for row in trial.results),
-                    "sweep/score": round(trial.results[-1]["score"], 6),
-                }])  # fmt: skip
-            child.add_tags({"qcrd.early_stopped": str(trial.status == "stopped").lower(), "qcrd.status": trial.status})
-            if len(trial.history) > 1:
-                child.add_tags({"qcrd.history": json.dumps(trial.history)})
-            child.close("FAILED" if trial.status in ("failed", "unfinished") else "FINISHED", wait=False)
-            self._closed.append(child)
-
-    def close_all(self) -> None:
-        for key in {key for key, _ in self._children}:
-            self._close_children(key)
-
-    def close_left_over(self) -> None:
-        """End the children of configurations that are over, where a kill came before that."""
-        for key in [key for key, trial in self.record.trials.items() if trial.status != "unfinished"]:
-            for seed in self.sweep.seeds:
-                if is_open(self.child_folder(key, seed)):
-                    self._children[key, seed] = self.open_child(key, seed)
-            self._close_children(key)
-
-    def join(self) -> None:
-        """Wait until the children that are over are copied, as far as that goes on."""
-        for child in self._closed:
-            child.join()
-
-    def backfill(self) -> None:
-        """Send what MLflow lacks of children that are over, where it can be reached."""
-        self.join()
-        if not self.parent.flush():  # it first: the children are linked to it
-            return
-        for key, seed in itertools.product(self.record.trials, self.sweep.seeds):
-            behind = is_behind(self.child_folder(key, seed), self.sweep.base.tracking, self.output)
-            if behind and not self.open_child(key, seed).catch_up():
-                return
-
-    def register(self, key: str, seed: int, student: Path) -> None:
-        """Register a student as the sweep's best. Its own child's record says so, behind what logs it."""
-        child = self.open_child(key, seed)
-        child.register_student(student, f"qcrd-{self.sweep.name}", "best")
-        child.catch_up()
 
 
 def run_sweep(
@@ -362,37 +282,42 @@ def run_sweep(
             {"qcrd.sweep": sweep.name, "qcrd.simulated": str(sweep.simulated).lower(), "qcrd.task": config.task.name,
              "qcrd.method": config.method},
         )  # fmt: skip
-        one = _SweepRun(sweep, record, parent, display, options, min(parallel or held, held))
+        children = SweepChildren(sweep, record, parent, display)
+        one = _SweepRun(sweep, record, children, display, options, min(parallel or held, held))
         status = "FAILED"
         try:
             parent.flush()  # the children are tagged with its id
             one.prepare()
             one.check_record()
             _run_trials(one)
-            one.close_left_over()
+            children.close_left_over()
             register_winner = _test_winner(one)
             results = read_results(folder)
             numbers, step = write_sweep_report(results, folder / REPORT), len(record.lines)
             if not any((row["stage"], row["step"]) == ("sweep", step) for row in read_metrics(parent.folder)):
                 parent.log("sweep", numbers, step)
             parent.add_artifact(folder / REPORT, "report")
-            one.backfill()
+            children.backfill()
             register_winner()  # last: a backfill may have registered an earlier winner
             status = "FINISHED"
             return folder, results
         finally:
-            one.join()
+            children.join()
             parent.close(status)
 
 
 def _run_trials(one: _SweepRun) -> None:
     """All configurations that are not ended yet, on Tune."""
     going_on = [trial for trial in one.record.trials.values() if trial.status in ("unfinished", "failed")]
-    with _events(one) as queue:
-        if one.sweep.scheduler == "pbt":
-            _run_population(one, queue, going_on)
-        else:
-            _run_proposals(one, queue, going_on)
+    try:
+        with event_queue(one.children.on_event) as one.queue:
+            if one.sweep.scheduler == "pbt":
+                _run_population(one, one.queue, going_on)
+            else:
+                _run_proposals(one, one.queue, going_on)
+    finally:
+        one.queue = None
+        one.children.close_all()
     if one.is_spent():
         one.display.warn(f"the budget of {one.sweep.budget_hours:g} hours is spent; a larger one goes on")
 
@@ -407,7 +332,7 @@ def _run_proposals(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None:
             record.end(key, "stopped")
     trainable = tune.with_resources(partial(run_trial, queue=queue), resources_of_trial(sweep.base))
     _fit(
-        one, queue, trainable, None, num_samples=-1, search_alg=Proposals(going_on, one.proposer, one.begin),
+        one, trainable, None, num_samples=-1, search_alg=Proposals(going_on, one.proposer, one.begin),
         scheduler=scheduler, max_concurrent_trials=one.at_once,
     )  # fmt: skip
 
@@ -423,16 +348,12 @@ def _run_population(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None
         return
     trainable = tune.with_resources(partial(run_member, queue=queue), resources_of_trial(one.sweep.base))
     keys = tune.grid_search([member["key"] for member in members])
-    _fit(one, queue, trainable, {"key": keys}, scheduler=Population(one.sweep, members, one.at_once))
+    _fit(one, trainable, {"key": keys}, scheduler=Population(one.sweep, members, one.at_once))
 
 
-def _fit(one: _SweepRun, queue: Queue, trainable: Any, space: dict[str, Any] | None, **how: Any) -> None:
+def _fit(one: _SweepRun, trainable: Any, space: dict[str, Any] | None, **how: Any) -> None:
     """Run Tune to its end. `how`: what goes to its `TuneConfig`."""
     folder = one.record.folder
-
-    def on_over(key: str) -> None:
-        queue.put({"kind": "over", "trial": key, "seed": 0})
-
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -441,7 +362,7 @@ def _fit(one: _SweepRun, queue: Queue, trainable: Any, space: dict[str, Any] | N
             reuse_actors=one.sweep.base.resources.workers == 1,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder), verbose=0, callbacks=[Watch(one), Over(on_over)],
+            name="tune", storage_path=str(folder), verbose=0, callbacks=[Watch(one)],
             failure_config=tune.FailureConfig(max_failures=one.sweep.max_failures), stop=Spent(one.is_spent),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
@@ -451,22 +372,12 @@ def _fit(one: _SweepRun, queue: Queue, trainable: Any, space: dict[str, Any] | N
     shutil.rmtree(folder / "tune", ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _events(one: _SweepRun) -> Iterator[Queue]:
-    """The way of the trials' news to the records of their children, which are closed at the end."""
-    try:
-        with event_queue(one.on_event) as queue:
-            yield queue
-    finally:
-        one.close_all()
-
-
 def _most_iterations(one: _SweepRun) -> int:
     """Iterations of the longest configuration."""
     sweep = one.sweep
     fields = [field for field in SCHEDULE_FIELDS if field in sweep.space]
     found = []
-    for values in grid(sweep, fields) if listed(sweep) is None else listed(sweep) or []:
+    for values in grid(sweep, fields) if one.configurations is None else one.configurations:
         job = student_job(sweep.config(values, sweep.seeds[0], one.most))
         found.append(iterations_of(job))
     return max(found)
@@ -486,12 +397,12 @@ def _test_winner(one: _SweepRun) -> Callable[[], None]:
     for seed in sweep.seeds:
         config = sweep.config(best.values, seed, one.most)
         stages = _stages_of_member(one, best.key, seed) if sweep.scheduler == "pbt" else stages_of
-        made = run(config, display, one.options, one.open_child(best.key, seed), stages)
+        made = run(config, display, one.options, one.children.open(best.key, seed), stages)
         record.test(best.key, seed, float(made["predictions"].marker()["summary"]["eval/test_accuracy_best"]))
         students[seed] = made["student"].path / "best"
     by_accuracy = max(sweep.seeds, key=lambda seed: best.best()[seed])
-    one.parent.add_tags({"qcrd.winner": best.key})
-    return lambda: one.register(best.key, by_accuracy, students[by_accuracy])
+    one.children.parent.add_tags({"qcrd.winner": best.key})
+    return lambda: one.children.register(best.key, by_accuracy, students[by_accuracy])
 
 
 def _stages_of_member(one: _SweepRun, key: str, seed: int) -> Stages:

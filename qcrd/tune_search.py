@@ -258,18 +258,3 @@ class Spent(_Here, tune.Stopper):
 
     def stop_all(self) -> bool:
         return self._is_spent()
-
-
-class Over(_Here, tune.Callback):
-    """Says when a trial's news are over, in line behind them."""
-
-    def __init__(self, tell: Callable[[str], None]) -> None:
-        self._tell = tell
-
-    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._tell(trial.config["key"])
-
-    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **_: Any) -> None:
-        self._tell(trial.config["key"])
-
-

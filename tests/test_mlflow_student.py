@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from qcrd.config import TrackingConfig
-from qcrd.tracking import RunRecord, tracking_uri
+from qcrd.mlflow_view import tracking_uri
+from qcrd.tracking import RunRecord
 
 pytestmark = pytest.mark.e2e
 PREFIXES = {"predict": "predict: ", "explain": "explain: "}

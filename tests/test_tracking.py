@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 
-from qcrd import tracking
+from qcrd import mlflow_view
 from qcrd.config import ExperimentConfig, TrackingConfig
-from qcrd.tracking import RunRecord, backfill, git_state, read_metrics, redacted
+from qcrd.mlflow_view import redacted
+from qcrd.tracking import RunRecord, backfill, git_state, read_metrics
 
 OFF = TrackingConfig(enabled=False)
 
@@ -32,7 +33,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def client(output: Path) -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=tracking.tracking_uri(TrackingConfig(), output))
+    return MlflowClient(tracking_uri=mlflow_view.tracking_uri(TrackingConfig(), output))
 
 
 def history(output: Path, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -156,7 +157,7 @@ def test_changed_artifact_is_sent_again(output: Path) -> None:
         report.write_text(text)
         run.add_artifact(report, "report")
     run.close("FINISHED")
-    uri = tracking.tracking_uri(TrackingConfig(), output)
+    uri = mlflow_view.tracking_uri(TrackingConfig(), output)
     found = download_artifacts(run_id=run.run_id, artifact_path="report/changing.txt", tracking_uri=uri)
     assert Path(found).read_text() == "second"
 
@@ -219,7 +220,7 @@ def test_lost_cursor_finds_the_run_again_and_duplicates_nothing(output: Path) ->
 
 @pytest.mark.e2e
 def test_many_rows_go_in_batches(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "METRICS_PER_BATCH", 7)
+    monkeypatch.setattr(mlflow_view, "METRICS_PER_BATCH", 7)
     run = record(output, "many")
     for step in range(20):
         run.log("train", {"a": 1.0, "b": 2.0}, step=step)

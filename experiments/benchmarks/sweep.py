@@ -1,4 +1,4 @@
-"""What a sweep costs beyond its training: `python -m experiments.benchmarks.sweep`, about 9 minutes on two cores.
+"""What a sweep costs beyond its training: `python -m experiments.benchmarks.sweep`, about 11 minutes on two cores.
 
 The task is generated; teachers are simulated; no language model is asked. It prints a table, and as its last line JSON:
 
@@ -15,7 +15,6 @@ The task is generated; teachers are simulated; no language model is asked. It pr
 from __future__ import annotations
 
 import io
-import json
 import math
 import sys
 import tempfile
@@ -25,9 +24,8 @@ from typing import Any
 
 from ray import tune
 from rich.console import Console
-from rich.table import Table
 
-from experiments.benchmarks.teacher import endpoint
+from experiments.benchmarks.teacher import Numbers, endpoint, show_numbers
 from experiments.quickstart import recipe as quickstart
 from experiments.sweeps.settings import base as smoke
 from qcrd.config import ExperimentConfig, with_overrides
@@ -38,7 +36,6 @@ from qcrd.run_sweep import run_sweep
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import SweepRecord
 
-Numbers = dict[str, float]
 SHORT = {
     "method": "finetune", "task.generator.train_size": 64, "task.generator.validation_size": 16,
     "task.generator.test_size": 16, "student.scratch.d_model": 32, "student.scratch.d_ff": 64, "train.steps": 20,
@@ -135,13 +132,7 @@ def main() -> None:
         numbers |= asha_against_grid(folder / "asha")
         stop_ray()
     numbers["benchmark_seconds"] = time.perf_counter() - started
-    table = Table(title="Sweeps of simulated work on this machine", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in numbers.items():
-        table.add_row(name, f"{value:.4g}")
-    Console(width=100).print(table)
-    print(json.dumps({name: round(value, 4) for name, value in numbers.items()}))
+    show_numbers("Sweeps of simulated work on this machine", numbers)
 
 
 if __name__ == "__main__":

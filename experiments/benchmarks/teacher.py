@@ -263,6 +263,17 @@ def count_repeats(requests: list[tuple[str, float, float | None]], kills: list[K
     }  # fmt: skip
 
 
+def show_numbers(title: str, numbers: Numbers) -> None:
+    """Print a benchmark's numbers as a table, and as JSON in the last line."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("measure")
+    table.add_column("value", justify="right")
+    for name, value in numbers.items():
+        table.add_row(name, f"{value:.4g}")
+    Console(width=100).print(table)
+    print(json.dumps({name: round(value, 4) for name, value in numbers.items()}))
+
+
 def main() -> None:
     started = time.perf_counter()
     clean, _ = measure_throughput(None)
@@ -270,13 +281,7 @@ def main() -> None:
     numbers: Numbers = {"clean_ratio": clean, "faulty_ratio": faulty, "unanswered": unanswered}
     numbers |= measure_scan() | measure_driver() | measure_kills()
     numbers["benchmark_seconds"] = time.perf_counter() - started
-    table = Table(title="Teacher sampling against a simulated endpoint on this machine", title_justify="left")
-    table.add_column("measure")
-    table.add_column("value", justify="right")
-    for name, value in numbers.items():
-        table.add_row(name, f"{value:.4g}")
-    Console(width=100).print(table)
-    print(json.dumps({name: round(value, 4) for name, value in numbers.items()}))
+    show_numbers("Teacher sampling against a simulated endpoint on this machine", numbers)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from qcrd.config import ExperimentConfig, TrackingConfig
-from qcrd.tracking import RunRecord, backfill, read_metrics, tracking_uri
+from qcrd.mlflow_view import tracking_uri
+from qcrd.tracking import RunRecord, backfill, read_metrics
 
 pytestmark = pytest.mark.e2e
 
