@@ -27,7 +27,7 @@ from qcrd.report.sweep_sections import choice_line, counts_line, importance_line
 from qcrd.report.sweep_statistics import best_choice, importance
 from qcrd.tracking import ITEMS, read_items, read_metrics
 
-EARLY_STOPPED = "qcrd.early_stopped"
+EARLY_STOPPED, HISTORY = "qcrd.early_stopped", "qcrd.history"
 SHOWN = 20
 """Configurations in the terminal's table, and names in an error."""
 _IGNORED = ("seed", "name", "output")
@@ -165,12 +165,13 @@ def local_runs(reference: str, output: Path) -> list[TrackedRun]:
 def _local_run(folder: Path, root: Path) -> TrackedRun:
     items, rows = read_items(folder), read_metrics(folder)
     starts = [item for item in items if item["kind"] == "start"]
+    tags = {name: value for item in items if item["kind"] in ("start", "tags") for name, value in item["tags"].items()}
     ends = [item for item in items if item["kind"] in ("start", "end")]  # the newest of both says whether it is over
     accuracy = {int(row["step"]): row[ACCURACY] for row in rows if ACCURACY in row}
     times = [row["time"] for row in rows]
     return TrackedRun(
         id=folder.relative_to(root).as_posix(), name=folder.name,
-        params=starts[0]["params"] if starts else {}, tags=starts[-1]["tags"] if starts else {},
+        params=starts[0]["params"] if starts else {}, tags=tags,
         status=ends[-1].get("status", "RUNNING") if ends else "RUNNING", accuracy=sorted(accuracy.items()),
         metrics={key: value for row in rows for key, value in row.items() if isinstance(value, float)},
         seconds=max(times) - min(times) if times else 0.0,
@@ -249,8 +250,11 @@ def _configuration(key: str, seeds: dict[int, TrackedRun], fields: Sequence[str]
     states = {seed: _status(run) for seed, run in seeds.items()}
     worst_first: tuple[Status, ...] = ("failed", "unfinished", "stopped", "finished")
     first = next(iter(seeds.values()))
+    values = {name: _value(first.params.get(name)) for name in fields}
+    schedule = json.loads(first.tags.get(HISTORY, "[]"))
+    history = tuple((int(entry["iteration"]), entry["values"]) for entry in schedule)
     return Configuration(
-        key=key, values={name: _value(first.params.get(name)) for name in fields},
+        key=key, values=values | (history[-1][1] if history else {}), history=history,
         status=next(one for one in worst_first if one in states.values()),
         curves={seed: tuple(value for _, value in run.accuracy) for seed, run in sorted(seeds.items())},
         seconds=sum(run.metrics.get("student/seconds", run.seconds) for run in seeds.values()),

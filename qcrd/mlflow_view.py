@@ -304,7 +304,6 @@ class MlflowView:
             client.log_model_artifacts(model.model_id, str(target))
         client.finalize_logged_model(model.model_id, "READY")
 
-
     def _register(self, client: MlflowClient, item: dict[str, Any]) -> None:
         """One version for one content; the alias moves to it."""
         from mlflow.exceptions import MlflowException

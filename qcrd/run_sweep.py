@@ -210,9 +210,7 @@ class _SweepRun:
         best = max((trial.score for trial in trials if trial.score is not None), default=math.nan)
         number = len(self.configurations or []) or self.sweep.num_configurations or len(trials)
         steps = sum(trial.results[-1]["steps"] for trial in trials if trial.results)
-        self.display.progress(
-            "configurations", ended, number, f"best validation accuracy {best:.1%}, {steps} steps"
-        )
+        self.display.progress("configurations", ended, number, f"best validation accuracy {best:.1%}, {steps} steps")
 
     def on_end(self, key: str, iterations: int) -> None:
         trial = self.record.trials[key]

@@ -10,6 +10,9 @@ from pathlib import Path
 
 from qcrd.console import Display
 from qcrd.distill.loop import Event
+from qcrd.distill.population import newest_life
+from qcrd.distill.results import kept_rows
+from qcrd.distill.train import training_folder
 from qcrd.plan_sweep import label_of
 from qcrd.search_space import most_samples
 from qcrd.sweep import Sweep
@@ -88,7 +91,17 @@ class SweepChildren:
             for seed in self._sweep.seeds:
                 if is_open(self._folder(key, seed)):
                     self._open[key, seed] = self.open(key, seed)
+                    if rows := kept_rows(self._training(key, seed)):  # also news that were under way at the kill
+                        self._open[key, seed].restart_stage("student", rows)
             self._close(key)
+
+    def _training(self, key: str, seed: int) -> Path:
+        """Where the training of a configuration and seed has its checkpoints and results."""
+        life = newest_life(self._record.folder / "population" / key)
+        if life is not None:
+            return life / f"seed{seed}"
+        fingerprint = self._record.trials[key].students[self._sweep.seeds.index(seed)]
+        return training_folder(self._output / "checkpoints", fingerprint)
 
     def join(self) -> None:
         """Wait until the children that are over are copied, as far as that goes on."""

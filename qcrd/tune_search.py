@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -238,13 +239,13 @@ class Watch(_Here, tune.Callback):
 
 
 def _reason(trial: Any) -> str:
-    """Why a trial failed, in one line."""
-    error = trial.get_pickled_error() or trial.get_error()
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = lines[-1] if lines else "no reason known"
-    if "OutOfMemory" in type(error).__name__ or "OutOfMemory" in str(error):
-        return f"{MEMORY_HINT} ({text})"
-    return text
+    """Why a trial failed last, in one line, from the text file that Tune keeps for people."""
+    path = Path(trial.error_file) if trial.error_file else None
+    text = path.read_text(errors="replace") if path is not None and path.is_file() else ""
+    last = text.rpartition("Failure #")[2]
+    lines = [line.strip() for line in last.splitlines()[1:] if line.strip()]
+    reason = lines[-1] if lines else "no reason known"
+    return f"{MEMORY_HINT} ({reason})" if "OutOfMemory" in last else reason
 
 
 class Spent(_Here, tune.Stopper):

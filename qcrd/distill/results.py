@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 from qcrd.config import ExperimentConfig
 from qcrd.distill.data import TrainingData
@@ -25,6 +26,15 @@ def keep_results(training: Training) -> None:
     with whole_or_absent(training.store.folder / RESULTS) as temporary:
         temporary.mkdir()
         write_results(training, temporary)
+
+
+def kept_rows(folder: Path) -> list[dict[str, Any]]:
+    """Metric rows of the training in `folder` so far: its results', or else its newest checkpoint's."""
+    checkpoints = sorted(folder.glob("checkpoints/iteration-*/rows.jsonl"), reverse=True)
+    for path in (folder / RESULTS / "metrics.jsonl", *checkpoints):
+        if path.is_file():
+            return [json.loads(line) for line in path.read_text().splitlines()]
+    return []
 
 
 def copy_results(results: Path, out: Path) -> dict[str, float]:
