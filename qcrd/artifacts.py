@@ -3,7 +3,7 @@
 A stage writes into `<stage>/<name>-<fingerprint>.<host>-<process>.partial`; finishing hashes the files, writes
 `artifact.json` last and renames the folder, so a folder without `.partial` is complete and is never edited again. The
 fingerprint covers the stage's version and settings and the content digests of its inputs; paths, devices and worker
-counts are not in it.
+counts are not in it. Where the output is a URL, a finished artifact is published there, and other nodes fetch it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from qcrd.storage import Storage
 
 MARKER = "artifact.json"
 
@@ -72,9 +74,9 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Artifact:
-    """The place of one stage's output under `root`, finished or not."""
+    """One stage's output, finished or not."""
 
-    root: Path
+    storage: Storage
     stage: str
     name: str
     fingerprint: str
@@ -84,7 +86,16 @@ class Artifact:
     @property
     def path(self) -> Path:
         revision = f".r{self.revision}" if self.revision else ""
-        return self.root / self.stage / f"{self.name}-{self.fingerprint}{revision}"
+        return self.storage.folder / self.stage / f"{self.name}-{self.fingerprint}{revision}"
+
+    @property
+    def full_name(self) -> str:
+        """Its path inside the output."""
+        return self.storage.name_of(self.path)
+
+    def fetch(self) -> Path:
+        """The folder of a finished artifact, on this node."""
+        return self.storage.fetch(self.full_name)
 
     @property
     def working_path(self) -> Path:
@@ -92,7 +103,7 @@ class Artifact:
         return self.path.with_name(f"{self.path.name}.{socket.gethostname()}-{os.getpid()}.partial")
 
     def is_finished(self) -> bool:
-        return (self.path / MARKER).is_file()
+        return (self.path / MARKER).is_file() or self.storage.is_published(self.full_name)
 
     def newest(self) -> Artifact:
         """The last revision that is finished, else this one."""
@@ -101,9 +112,11 @@ class Artifact:
 
     @contextlib.contextmanager
     def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Keep out others that need the same artifact, here or in another process of this machine, so that nothing is
-        computed or paid for twice. `on_wait` is called where somebody else is at it."""
-        place = self.root / ".locks" / f"{self.stage}-{self.path.name}"
+        """Keep out others that need the same artifact, here, in another process of this machine, or on another node
+        where the output is a URL, so that nothing is computed or paid for twice. `on_wait` is called where somebody
+        else is at it."""
+        name = f"{self.stage}-{self.path.name}"
+        place = self.storage.folder / ".locks" / name
         place.parent.mkdir(parents=True, exist_ok=True)
         with place.open("w") as stream:
             try:
@@ -111,7 +124,8 @@ class Artifact:
             except BlockingIOError:
                 on_wait()
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            yield  # closing the file ends the lock, as does the end of the process
+            with self.storage.lease(name, on_wait):
+                yield  # closing the file ends the lock, as does the end of the process
 
     def digest(self) -> str:
         """Content digest of a finished artifact: what enters the fingerprints of the stages after it."""
@@ -119,7 +133,7 @@ class Artifact:
 
     def marker(self) -> dict[str, Any]:
         """The finished marker. Raises `FileNotFoundError` where the artifact is not finished."""
-        return json.loads((self.path / MARKER).read_text())
+        return json.loads(self.storage.read_text(f"{self.full_name}/{MARKER}"))
 
     def begin(self) -> Path:
         """The empty folder to write into."""
@@ -151,6 +165,7 @@ class Artifact:
             "summary": summary,
         }
         write_atomically(folder / MARKER, json.dumps(marker, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+        self.storage.publish(self.full_name, folder)
         try:
             folder.rename(self.path)
         except OSError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,6 +21,7 @@ from qcrd.distill.schedule import iteration_length
 from qcrd.recipes import load_recipe
 from qcrd.records import Example, Question, read_rows
 from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
+from qcrd.storage import Storage
 from qcrd.tasks import get_task, load_questions, train_limit
 from qcrd.tasks.base import Task
 from qcrd.tasks.files import is_download
@@ -95,7 +97,7 @@ def _artifact(config: ExperimentConfig, stage: Stage, done: Mapping[str, Artifac
     digests = {name: done[name].digest() for name in stage.inputs}
     name = config.task.name if stage.of_task else config.name
     mark = fingerprint(stage.name, stage.version, stage.settings(config), digests)
-    return Artifact(Path(config.output).resolve(), stage.name, name, mark).newest()
+    return Artifact(Storage.of(config.output), stage.name, name, mark).newest()
 
 
 def plan(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]:
@@ -175,7 +177,7 @@ def _planned_samples(config: ExperimentConfig, questions: Artifact | None, downl
 
 
 def _questions_of(artifact: Artifact) -> list[Question]:
-    return read_rows(artifact.path / "questions.parquet", Question)
+    return read_rows(artifact.fetch() / "questions.parquet", Question)
 
 
 def _work(config: ExperimentConfig, stage: str) -> str:
@@ -223,7 +225,7 @@ def cluster_resources() -> Mapping[str, float]:
 def record_folder(config: ExperimentConfig) -> Path:
     """Where an experiment's local record lies: one folder for one config, wherever it runs."""
     key = digest_of(config.identity())[:12]
-    return Path(config.output).resolve() / "records" / f"{config.name}-{key}"
+    return Storage.of(config.output).folder / "records" / f"{config.name}-{key}"
 
 
 @dataclass(frozen=True)
@@ -246,7 +248,8 @@ Stages = Callable[[ExperimentConfig], list[Stage]]
 def open_record(config: ExperimentConfig, display: Display) -> RunRecord:
     """The record of an experiment that is a run of its own."""
     folder = record_folder(config)
-    return RunRecord(folder, folder.name, config.name, config.tracking, Path(config.output).resolve(), display.warn)
+    output = Storage.of(config.output).folder
+    return RunRecord(folder, folder.name, config.name, config.tracking, output, display.warn)
 
 
 def run(
@@ -259,17 +262,21 @@ def run(
     experiment, where they are others than usual (see `stages.with_trained_student`).
     """
     check(config)
-    Path(config.output).resolve().mkdir(parents=True, exist_ok=True)
-    record = record or open_record(config, display)
-    record.start(config, {})
-    status = "FAILED"
-    try:
-        trained = with_fixed_student(config, display, options)
-        finished = _run_stages(trained, display, record, options, stages)
-        status = "FINISHED"
-        return finished
-    finally:
-        record.close(status)
+    storage = Storage.of(config.output)
+    storage.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        if record is None:
+            stack.enter_context(storage.mirror(storage.name_of(record_folder(config))))
+            record = open_record(config, display)
+        record.start(config, {})
+        status = "FAILED"
+        try:
+            trained = with_fixed_student(config, display, options)
+            finished = _run_stages(trained, display, record, options, stages)
+            status = "FINISHED"
+            return finished
+        finally:
+            record.close(status)
 
 
 def fixed_recipe(config: ExperimentConfig) -> ExperimentConfig | None:
@@ -294,7 +301,7 @@ def with_fixed_student(config: ExperimentConfig, display: Display, options: Opti
 
 
 def _with_fixed(config: ExperimentConfig, student: Artifact) -> ExperimentConfig:
-    negatives = config.negatives.model_copy(update={"fixed": str(student.path / "best")})
+    negatives = config.negatives.model_copy(update={"fixed": str(student.fetch() / "best")})
     return config.model_copy(update={"negatives": negatives})
 
 
@@ -324,7 +331,7 @@ def _run_stages(
         finished[stage.name] = artifact
         summaries[stage.name] = artifact.marker()["summary"]
         if stage.name == "student" and stage.name not in recorded and skipped:
-            record.restart_stage(stage.name, _lines(artifact.path / "metrics.jsonl"))
+            record.restart_stage(stage.name, _lines(artifact.fetch() / "metrics.jsonl"))
         if f"{stage.name}_summary" not in recorded:
             record.log(f"{stage.name}_summary", _numbers(stage.name, summaries[stage.name]))
         _record_artifact(config, record, stage, artifact)
@@ -372,7 +379,7 @@ def student_job(config: ExperimentConfig) -> StudentJob:
     stage = stages_of(config)[index]
     artifact = _artifact(config, stage, finished)
     assert artifact is not None
-    inputs = {name: finished[name].path for name in stage.inputs if name in ("questions", "training_set", "judge")}
+    inputs = {name: finished[name].fetch() for name in stage.inputs if name in ("questions", "training_set", "judge")}
     return StudentJob(config, artifact, _identity(config, stage, finished), inputs)
 
 
@@ -394,9 +401,8 @@ def _run_stage(
     started = time.perf_counter()
     summary = stage.run(
         StageRun(
-            config, stage.name, {name: one.path for name, one in inputs.items()}, dict(summaries), artifact.begin(),
-            artifact.fingerprint, identity, Path(config.output).resolve(), display, record, options.retry_errors,
-            options.accept_missing,
+            config, stage.name, {name: one.fetch() for name, one in inputs.items()}, dict(summaries), artifact.begin(),
+            artifact.fingerprint, identity, display, record, options.retry_errors, options.accept_missing,
         )
     )  # fmt: skip
     artifact.finish(stage.settings(config), identity["inputs"], summary)
@@ -429,22 +435,22 @@ def _numbers(stage: str, summary: Mapping[str, Any]) -> dict[str, float]:
 def _record_artifact(config: ExperimentConfig, record: RunRecord, stage: Stage, artifact: Artifact) -> None:
     """What of a finished stage the tracker shows beside numbers."""
     if stage.name == "report":
-        record.add_artifact(artifact.path, "report")
+        record.add_artifact(artifact.fetch(), "report")
     elif stage.name == "predictions":
-        record.add_artifact(artifact.path / "predictions.parquet", "predictions")
+        record.add_artifact(artifact.fetch() / "predictions.parquet", "predictions")
     elif stage.name == "rationales":
-        record.add_artifact(artifact.path / "statistics.json", "rationales")
+        record.add_artifact(artifact.fetch() / "statistics.json", "rationales")
     elif stage.name == "judge":
-        record.add_artifact(artifact.path / "pretraining.jsonl", "judge")
+        record.add_artifact(artifact.fetch() / "pretraining.jsonl", "judge")
     elif stage.name == "student":
-        record.add_student(artifact.path / "best")
+        record.add_student(artifact.fetch() / "best")
     elif stage.name == "questions":
         rows = _questions_of(artifact)
         for split in ("train", "validation", "test"):
             count = sum(row.split == split for row in rows)
             record.add_dataset(f"{config.task.name}-{split}", artifact.digest(), count, config.task.name, split)
     elif stage.name == "training_set":
-        rows = len(read_rows(artifact.path / "examples.parquet", Example))
+        rows = len(read_rows(artifact.fetch() / "examples.parquet", Example))
         record.add_dataset("training_set", artifact.digest(), rows, str(artifact.path), "training")
 
 
@@ -469,7 +475,7 @@ def headline(finished: Mapping[str, Artifact]) -> tuple[list[list[str]], list[st
     health += [[title, _short(summary[key])] for key, title in _HEALTH.items() if key in summary]
     training = finished["student"].marker()["summary"]
     health.append(["iterations, best", f"{training['iterations']}, {training['best_iteration']}"])
-    text = (finished["report"].path / "report.md").read_text()
+    text = (finished["report"].fetch() / "report.md").read_text()
     wanted = ("test accuracy", "untrained", "gain", "- **WARNING**")
     return health, [line for line in text.splitlines() if line.startswith(wanted)]
 

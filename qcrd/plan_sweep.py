@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.artifacts import MARKER, digest_of
+from qcrd.config import ConfigError
 from qcrd.console import Display
 from qcrd.distill.loop import schedule_of
 from qcrd.grid import Cell, Grid
@@ -17,6 +18,7 @@ from qcrd.pipeline import StudentJob, check
 from qcrd.plan_grid import GridPlan, plan_grid
 from qcrd.search_space import Values, description, finite_values, grid, key_of, listed, most_samples
 from qcrd.stages import stages_of
+from qcrd.storage import Storage, is_url
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import SweepRecord
 
@@ -33,7 +35,7 @@ def sweep_key(sweep: Sweep) -> str:
 
 
 def sweep_folder(sweep: Sweep) -> Path:
-    return Path(sweep.base.output).resolve() / "sweeps" / sweep_key(sweep)
+    return Storage.of(sweep.base.output).folder / "sweeps" / sweep_key(sweep)
 
 
 def label_of(values: Mapping[str, Any]) -> str:
@@ -83,6 +85,11 @@ def check_sweep(sweep: Sweep) -> None:
     for values in [*(listed(sweep) or []), *shared_configurations(sweep)]:
         sweep.config(values, sweep.seeds[0], most)
     check(sweep.config({}, sweep.seeds[0], most))
+    if sweep.scheduler == "pbt" and is_url(sweep.base.output):
+        raise ConfigError(
+            f"output: {sweep.base.output!r} is not allowed with scheduler = pbt, whose members have their states in a "
+            "folder; give one that all nodes share"
+        )
     if sweep.searcher == "optuna" and sweep.scheduler in ("asha", "median"):
         grid(sweep, [field for field in SCHEDULE_FIELDS if field in sweep.space])  # raises
 

@@ -28,6 +28,7 @@ from qcrd.pipeline import DEFAULT_OPTIONS, Options, check, cluster_resources, ru
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid_data import CellResult, ComparisonResult, GridResults, Place
 from qcrd.report.grid_report import write_grid_report
+from qcrd.storage import Storage
 from qcrd.tracking import RunRecord, git_state
 
 
@@ -75,10 +76,6 @@ def grid_key(grid: Grid) -> str:
     return f"{grid.name}-{digest_of(cells)[:12]}"
 
 
-def output_of(grid: Grid) -> Path:
-    return Path(grid.cells[0].config.output).resolve()
-
-
 def check_grid(grid: Grid) -> None:
     """`pipeline.check` for all cells. Raises `ConfigError`."""
     for cell in grid.cells:
@@ -109,8 +106,16 @@ def run_grid(
     """
     check_grid(grid)
     start_ray()
-    output, key = output_of(grid), grid_key(grid)
-    config = grid.cells[0].config
+    config, key = grid.cells[0].config, grid_key(grid)
+    storage = Storage.of(config.output)
+    with storage.mirror(f"records/{key}", f"grids/{key}"):
+        return _run_recorded(grid, display, results_root, options, parallel, storage.folder)
+
+
+def _run_recorded(
+    grid: Grid, display: Display, results_root: Path, options: Options, parallel: int | None, output: Path
+) -> tuple[Path, GridResults]:
+    config, key = grid.cells[0].config, grid_key(grid)
     folder = output / "records" / key
     record = RunRecord(folder, key, grid.name, config.tracking, output, display.warn)
     record.start_with(
@@ -183,7 +188,7 @@ def _run_job(
     child = cell_name(job.cell, job.config.seed)
     record = RunRecord(
         parent.folder / child, f"{parent.folder.name}/{child}", child, job.config.tracking,
-        Path(job.config.output).resolve(), display.warn, parent.folder.name, parent.outage_told,
+        Storage.of(job.config.output).folder, display.warn, parent.folder.name, parent.outage_told,
     )  # fmt: skip
     try:
         made = run(job.config, display, replace(options, until=job.until), record)
@@ -195,7 +200,7 @@ def _run_job(
     finished.artifacts[job.place], finished.cells[job.place] = made, result
     if committed is not None:
         folder = cell_folder(committed, job.cell, job.config)
-        predictions = read_rows(made["predictions"].path / "predictions.parquet", Prediction)
+        predictions = read_rows(made["predictions"].fetch() / "predictions.parquet", Prediction)
         write_cell(folder, result, [p for p in predictions if p.split == "test" and p.checkpoint == "best"], about())
         display.say(f"  kept in {folder}")
 
@@ -225,17 +230,17 @@ def read_result(cell: Cell, seed: int, made: Mapping[str, Artifact]) -> CellResu
     value = _value(cell, summaries)
     if "predictions" not in made:
         return CellResult(cell.row, cell.column, seed, value, source=str(made[STAGE_OF[cell.measure]].path))
-    folder = made["predictions"].path
+    folder = made["predictions"].fetch()
     explanations = read_rows(folder / "explanations.parquet", Explanation)
     asked = {row.question_id for row in explanations}
-    questions = read_rows(made["questions"].path / "questions.parquet", Question)
+    questions = read_rows(made["questions"].fetch() / "questions.parquet", Question)
     metrics = _numbers(summaries["student"]) | _numbers(summaries["predictions"]) | _numbers(summaries["report"])
     right = right_of(read_rows(folder / "predictions.parquet", Prediction)) if cell.measure == "test_accuracy" else {}
     return CellResult(
         cell.row, cell.column, seed, value,
         right=right,
         metrics=metrics,
-        rows=[json.loads(line) for line in (made["student"].path / "metrics.jsonl").read_text().splitlines()],
+        rows=[json.loads(line) for line in (made["student"].fetch() / "metrics.jsonl").read_text().splitlines()],
         explanations=explanations,
         scores=read_rows(folder / "scores.parquet", Score),
         question_texts={question.id: question.text for question in questions if question.id in asked},
@@ -275,8 +280,8 @@ def _compare(
         assert grid.judge is not None
         cell = grid.cell(comparison.first, comparison.column)
         assert cell is not None
-        questions = read_rows(sides[0]["questions"].path / "questions.parquet", Question)
-        folders = [side["predictions"].path for side in sides if side is not None]
+        questions = read_rows(sides[0]["questions"].fetch() / "questions.parquet", Question)
+        folders = [side["predictions"].fetch() for side in sides if side is not None]
         explained = [read_rows(folder / "explanations.parquet", Explanation) for folder in folders]
         name = slug(f"{comparison.column} {comparison.first} {comparison.second} {comparison.temperature:g}")
 

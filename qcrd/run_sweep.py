@@ -11,6 +11,7 @@ last, under a new scheduler. In MLflow a sweep is one run with a child for each 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import shutil
@@ -26,7 +27,7 @@ from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.console import Display
 from qcrd.distill.population import newest_life, read_member
 from qcrd.distill.results import RESULTS
-from qcrd.distill.train import event_queue, training_folder, uses_gpu
+from qcrd.distill.train import event_queue, everywhere, named, training_name, uses_gpu
 from qcrd.distill.trial import SeedJob
 from qcrd.pipeline import (
     DEFAULT_OPTIONS,
@@ -55,6 +56,7 @@ from qcrd.search_space import (
     most_samples,
 )
 from qcrd.stages import stages_of, with_trained_student
+from qcrd.storage import Storage
 from qcrd.sweep import Sweep
 from qcrd.sweep_children import SweepChildren
 from qcrd.sweep_record import REPORT, SweepRecord, Trial, read_results
@@ -68,6 +70,7 @@ TUNE_DEFAULTS = {
     "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
+TUNE = "tune"
 CHECKPOINTS_KEPT = 3  # of a population's member: one may wait for its turn until the donor hands over the next but one
 
 
@@ -80,7 +83,6 @@ class _SweepRun:
     ) -> None:  # fmt: skip
         self.sweep, self.record, self.children, self.display, self.options = sweep, record, children, display, options
         self.at_once, self.most = at_once, most_samples(sweep)
-        self.output = Path(sweep.base.output).resolve()
         self.configurations = listed(sweep)
         """All of them, where they are known beforehand."""
         self.proposer: Proposer = self._new_proposer()
@@ -134,10 +136,7 @@ class _SweepRun:
             "values": values,
             "iterations": iterations_of(jobs[0]),
             "reported": len(self.record.trials[key].results),
-            "artifacts": [
-                {"root": str(job.artifact.root), "name": job.artifact.name, "fingerprint": job.artifact.fingerprint}
-                for job in jobs
-            ],
+            "artifacts": [{"name": job.artifact.name, "fingerprint": job.artifact.fingerprint} for job in jobs],
             "jobs": self._told(jobs),
         }
 
@@ -166,9 +165,8 @@ class _SweepRun:
     def _told(self, jobs: Sequence[StudentJob]) -> list[dict[str, Any]]:
         return [
             SeedJob(
-                job.config.model_dump(mode="json"), {name: str(path) for name, path in job.inputs.items()},
-                job.identity, str(training_folder(self.output / "checkpoints", job.artifact.fingerprint)),
-                str(job.artifact.path),
+                everywhere(job.config), named(job.config, job.inputs), job.identity,
+                training_name(job.artifact.fingerprint), job.artifact.full_name,
             ).as_dict()
             for job in jobs
         ]  # fmt: skip
@@ -262,9 +260,14 @@ def run_sweep(
         os.environ.setdefault(name, value)
     start_ray()
     held = trials_at_once(sweep.base)
-    folder, config, output = sweep_folder(sweep), sweep.base, Path(sweep.base.output).resolve()
-    record = SweepRecord(folder)
-    with record.locked():
+    folder, config, storage = sweep_folder(sweep), sweep.base, Storage.of(sweep.base.output)
+    output = storage.folder
+    with contextlib.ExitStack() as stack:
+        on_wait = partial(display.say, "another run of this sweep is at it; waiting")
+        stack.enter_context(storage.lease(folder.name, on_wait))
+        stack.enter_context(storage.mirror(f"records/{folder.name}", f"sweeps/{folder.name}", without=(TUNE,)))
+        record = SweepRecord(folder)
+        stack.enter_context(record.locked())
         record.describe({
             "name": sweep.name, "title": sweep.title, "fields": list(sweep.space), "seeds": list(sweep.seeds),
             "space": description(sweep), "searcher": sweep.searcher, "scheduler": sweep.scheduler,
@@ -351,7 +354,7 @@ def _run_population(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None
 
 def _fit(one: _SweepRun, trainable: Any, space: dict[str, Any] | None, **how: Any) -> None:
     """Run Tune to its end. `how`: what goes to its `TuneConfig`."""
-    folder = one.record.folder
+    folder, storage = one.record.folder, Storage.of(one.sweep.base.output)
     tuner = tune.Tuner(
         trainable,
         param_space=space,
@@ -360,14 +363,15 @@ def _fit(one: _SweepRun, trainable: Any, space: dict[str, Any] | None, **how: An
             reuse_actors=one.sweep.base.resources.workers == 1,
         ),
         run_config=tune.RunConfig(
-            name="tune", storage_path=str(folder), verbose=0, callbacks=[Watch(one)],
+            name=TUNE, **storage.for_ray(f"sweeps/{folder.name}"), verbose=0, callbacks=[Watch(one)],
             failure_config=tune.FailureConfig(max_failures=one.sweep.max_failures), stop=Spent(one.is_spent),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
     )  # fmt: skip
-    shutil.rmtree(folder / "tune", ignore_errors=True)  # an earlier start's, which nobody reads
-    tuner.fit()
-    shutil.rmtree(folder / "tune", ignore_errors=True)
+    for begin in (lambda: None, tuner.fit):  # first an earlier start's state, which nobody reads, is deleted
+        begin()
+        shutil.rmtree(folder / TUNE, ignore_errors=True)
+        storage.unpublish(f"sweeps/{folder.name}/{TUNE}")
 
 
 def _most_iterations(one: _SweepRun) -> int:
@@ -397,7 +401,7 @@ def _test_winner(one: _SweepRun) -> Callable[[], None]:
         stages = _stages_of_member(one, best.key, seed) if sweep.scheduler == "pbt" else stages_of
         made = run(config, display, one.options, one.children.open(best.key, seed), stages)
         record.test(best.key, seed, float(made["predictions"].marker()["summary"]["eval/test_accuracy_best"]))
-        students[seed] = made["student"].path / "best"
+        students[seed] = made["student"].fetch() / "best"
     by_accuracy = max(sweep.seeds, key=lambda seed: best.best()[seed])
     one.children.parent.add_tags({"qcrd.winner": best.key})
     return lambda: one.children.register(best.key, by_accuracy, students[by_accuracy])

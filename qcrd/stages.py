@@ -52,7 +52,6 @@ class StageRun:
     fingerprint: str
     identity: dict[str, Any]
     """What the fingerprint stands for: the stage's version and settings, and the digests of its inputs."""
-    output: Path
     display: Display
     record: RunRecord
     retry_errors: bool
@@ -277,7 +276,7 @@ def _make_judge(run: StageRun) -> Summary:
         if row.answer is not None and row.text:
             sides[row.question_id][0 if row.positive else 1].append(row.text)
     judged = [JudgedQuestion(id_, questions[id_].text, *both) for id_, both in sides.items()]
-    rows = run_remotely(run.config, pretrain_judge, judged, run.out, on_event=run.on_event)
+    rows = run_remotely(run.config, pretrain_judge, {}, run.out, judged, on_event=run.on_event)
     last = rows[-1]
     auroc = last.get("judge/auroc_real", last.get("judge/auroc_augmented"))
     if auroc is None or auroc < AUROC_WARNING:
@@ -326,8 +325,7 @@ def _fixed(config: ExperimentConfig) -> dict[str, Any]:
 
 def _make_student(run: StageRun) -> Summary:
     inputs = {name: run.inputs[name] for name in ("questions", "training_set", "judge") if name in run.inputs}
-    storage = run.output / "checkpoints"
-    times = train(run.config, inputs, storage, run.fingerprint, run.identity, run.out, run.on_event)
+    times = train(run.config, inputs, run.fingerprint, run.identity, run.out, run.on_event)
     return {**json.loads((run.out / "training.json").read_text()), **times}
 
 

@@ -12,9 +12,10 @@ from qcrd.console import Display
 from qcrd.distill.loop import Event
 from qcrd.distill.population import newest_life
 from qcrd.distill.results import kept_rows
-from qcrd.distill.train import training_folder
+from qcrd.distill.train import training_name
 from qcrd.plan_sweep import label_of
 from qcrd.search_space import most_samples
+from qcrd.storage import Storage
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import SweepRecord
 from qcrd.tracking import RunRecord, is_behind, is_open
@@ -27,7 +28,7 @@ class SweepChildren:
         """`parent`: the record of the sweep's own run."""
         self.parent = parent
         self._sweep, self._record, self._display = sweep, record, display
-        self._output, self._most = Path(sweep.base.output).resolve(), most_samples(sweep)
+        self._output, self._most = Storage.of(sweep.base.output).folder, most_samples(sweep)
         self._open: dict[tuple[str, int], RunRecord] = {}
         self._closed: list[RunRecord] = []
 
@@ -101,7 +102,7 @@ class SweepChildren:
         if life is not None:
             return life / f"seed{seed}"
         fingerprint = self._record.trials[key].students[self._sweep.seeds.index(seed)]
-        return training_folder(self._output / "checkpoints", fingerprint)
+        return self._output / training_name(fingerprint)
 
     def join(self) -> None:
         """Wait until the children that are over are copied, as far as that goes on."""

@@ -25,6 +25,7 @@ from qcrd.distill.train import cause_of, scaling_of, set_up_torch, uses_cuda, us
 from qcrd.distill.trial import SeedJob, train_seeds
 from qcrd.distill.workers import Workers
 from qcrd.pipeline import cluster_resources
+from qcrd.storage import Storage
 
 CPUS_PER_WORKER = 1
 
@@ -62,7 +63,7 @@ def run_trial(settings: dict[str, Any], queue: Queue) -> None:
     config = ExperimentConfig.model_validate(jobs[0].config)
     with contextlib.ExitStack() as stack:
         for artifact in settings["artifacts"]:
-            place = Artifact(Path(artifact["root"]), "student", artifact["name"], artifact["fingerprint"])
+            place = Artifact(Storage(config.output), "student", artifact["name"], artifact["fingerprint"])
             stack.enter_context(place.locked(lambda: None))
         if config.resources.workers == 1:
             device = set_up_torch(config)
@@ -78,7 +79,7 @@ def _train_on_workers(config: ExperimentConfig, settings: dict[str, Any], queue:
         scaling_config=scaling_of(config),
         run_config=ray.train.RunConfig(
             name=f"trial-{settings['key']}",
-            storage_path=str(Path(settings["jobs"][0]["folder"]).parent),
+            **Storage(config.output).for_ray("checkpoints"),
             callbacks=[TuneReportCallback()],
             failure_config=ray.train.FailureConfig(
                 max_failures=config.resources.max_failures, controller_failure_limit=3

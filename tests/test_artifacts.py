@@ -7,10 +7,11 @@ import pytest
 
 from qcrd.artifacts import Artifact, fingerprint, folder_digest, write_atomically
 from qcrd.seeding import generator, stable_seed
+from qcrd.storage import Storage
 
 
 def test_an_artifact_is_finished_only_once_it_is_whole(tmp_path: Path):
-    artifact = Artifact(tmp_path, "rationales", "svamp", "abc")
+    artifact = Artifact(Storage.of(tmp_path), "rationales", "svamp", "abc")
     folder = artifact.begin()
     (folder / "a.txt").write_text("1")
     assert not artifact.is_finished() and not artifact.path.exists()
@@ -21,14 +22,14 @@ def test_an_artifact_is_finished_only_once_it_is_whole(tmp_path: Path):
 
 
 def test_a_crash_leaves_no_finished_artifact_and_the_next_start_begins_clean(tmp_path: Path):
-    artifact = Artifact(tmp_path, "s", "n", "f")
+    artifact = Artifact(Storage.of(tmp_path), "s", "n", "f")
     (artifact.begin() / "half.txt").write_text("x")
     assert not artifact.is_finished()
     assert list(artifact.begin().iterdir()) == []
 
 
 def test_the_first_of_two_finishers_stays(tmp_path: Path):
-    one, two = Artifact(tmp_path, "s", "n", "f"), Artifact(tmp_path, "s", "n", "f")
+    one, two = Artifact(Storage.of(tmp_path), "s", "n", "f"), Artifact(Storage.of(tmp_path), "s", "n", "f")
     (one.begin() / "a").write_text("first")
     one.finish({}, {}, {})
     (two.begin() / "a").write_text("second")
@@ -40,7 +41,7 @@ def test_the_first_of_two_finishers_stays(tmp_path: Path):
 def test_the_digest_is_of_contents_and_not_of_the_summary(tmp_path: Path):
     digests = []
     for name, text, seconds in (("x", "1", 1.0), ("y", "1", 2.0), ("z", "2", 1.0)):
-        artifact = Artifact(tmp_path, "s", name, "f")
+        artifact = Artifact(Storage.of(tmp_path), "s", name, "f")
         (artifact.begin() / "a").write_text(text)
         artifact.finish({}, {}, {"seconds": seconds})
         digests.append(artifact.digest())
@@ -59,7 +60,7 @@ def test_fingerprints_change_with_stage_version_settings_and_inputs():
 
 def test_an_unfinished_artifact_has_no_digest(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
-        Artifact(tmp_path, "s", "n", "f").digest()
+        Artifact(Storage.of(tmp_path), "s", "n", "f").digest()
 
 
 def test_write_atomically_leaves_one_file(tmp_path: Path):
@@ -78,7 +79,7 @@ def test_seeds_are_stable_across_versions_and_told_apart_by_every_name():
 
 
 def test_the_newest_revision_is_the_last_that_is_finished(tmp_path: Path):
-    base = Artifact(tmp_path, "samples", "svamp", "abc")
+    base = Artifact(Storage.of(tmp_path), "samples", "svamp", "abc")
     assert base.newest() == base  # nothing is finished
     revisions = [replace(base, revision=number) for number in range(4)]
     for artifact, newest in ((base, 0), (revisions[1], 1), (revisions[3], 1), (revisions[2], 3)):
@@ -91,7 +92,7 @@ def test_the_newest_revision_is_the_last_that_is_finished(tmp_path: Path):
 
 
 def test_a_revision_in_progress_is_not_the_newest(tmp_path: Path):
-    base = Artifact(tmp_path, "s", "n", "f")
+    base = Artifact(Storage.of(tmp_path), "s", "n", "f")
     (base.begin() / "a").write_text("1")
     base.finish({}, {}, {})
     following = replace(base, revision=1)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,12 +16,14 @@ from ray.exceptions import RayTaskError
 from safetensors.torch import load_file
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.checkpoint import snapshot_name
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import set_weights
 from qcrd.distill.generation import Generated
 from qcrd.distill.loop import schedule_of
 from qcrd.distill.negatives import NegativeMaker
 from qcrd.distill.student import build_student
+from qcrd.storage import Storage
 
 SNAPSHOT_SECONDS = 600.0
 """How long an actor waits for a snapshot that the trainer is still writing."""
@@ -38,13 +39,13 @@ class NegativesActor:
     """One maker of negatives, in a process of its own: actor number `rank` of `count` takes every count-th batch."""
 
     def __init__(
-        self, config: dict[str, Any], inputs: Mapping[str, str], snapshots: str, device: str, threads: int, rank: int,
+        self, config: dict[str, Any], inputs: Mapping[str, str], training: str, device: str, threads: int, rank: int,
         count: int,
     ) -> None:  # fmt: skip
         torch.set_num_threads(threads)
         settings = ExperimentConfig.model_validate(config)
-        data = load_training_data(settings, {name: Path(path) for name, path in inputs.items()})
-        self._snapshots, self._rank, self._count = Path(snapshots), rank, count
+        self._storage, self._training, self._rank, self._count = Storage.of(settings.output), training, rank, count
+        data = load_training_data(settings, {stage: self._storage.fetch(name) for stage, name in inputs.items()})
         self._maker = NegativeMaker(
             settings, data, schedule_of(settings, len(data.examples)), self._load_snapshot,
             lambda: build_student(settings.student, data.tokenizer, settings.seed, torch.device(device)),
@@ -52,13 +53,11 @@ class NegativesActor:
 
     def _load_snapshot(self, iteration: int, model: torch.nn.Module) -> None:
         """Set a model's weights to a snapshot's. Raises `FileNotFoundError` where this node does not get to see it."""
-        path = self._snapshots / f"snapshot-{iteration:05d}.safetensors"
+        name = snapshot_name(self._training, iteration)
         deadline = time.monotonic() + SNAPSHOT_SECONDS
-        while not path.is_file():
-            if time.monotonic() > deadline:
-                raise FileNotFoundError(f"{path}: not visible from {ray.util.get_node_ip_address()}; is it shared?")
-            time.sleep(0.1)
-        set_weights(model, load_file(path))
+        while not self._storage.has(name) and time.monotonic() < deadline:
+            time.sleep(1.0 if self._storage.is_remote else 0.1)
+        set_weights(model, load_file(self._storage.fetch(name)))
 
     def make(self, iteration: int) -> list[list[Generated]]:
         """This actor's share of an iteration's batches."""
@@ -69,10 +68,13 @@ class AsyncNegatives:
     """The trainer's end: asks the actors for iterations and takes what they wrote."""
 
     def __init__(
-        self, config: ExperimentConfig, inputs: Mapping[str, str], snapshots: Path, device: torch.device,
+        self, config: ExperimentConfig, inputs: Mapping[str, str], training: str, device: torch.device,
         on_wait: Callable[[int, float], None],
     ) -> None:  # fmt: skip
-        """`on_wait` is told for how many seconds an iteration's negatives were late."""
+        """`inputs`, `training`: names of the stages' folders and of the training's, inside the output.
+
+        `on_wait` is told for how many seconds an iteration's negatives were late.
+        """
         resources = config.resources
         kind: Any = ray.remote(NegativesActor).options(  # pyright: ignore[reportFunctionMemberAccess]
             num_cpus=resources.negatives_cpus, num_gpus=negatives_gpus(config) if device.type == "cuda" else 0,
@@ -81,7 +83,7 @@ class AsyncNegatives:
         self._on_wait = on_wait
         self._actors = [
             kind.remote(
-                config.model_dump(), dict(inputs), str(snapshots), device.type, torch.get_num_threads(), rank,
+                config.model_dump(), dict(inputs), training, device.type, torch.get_num_threads(), rank,
                 resources.negatives_actors,
             )
             for rank in range(resources.negatives_actors)

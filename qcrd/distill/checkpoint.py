@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from qcrd.artifacts import canonical_json, digest_of, sync_folder
 from qcrd.distill.durable import discard, remove_left_overs, whole_or_absent
+from qcrd.storage import FILES, Storage
 
 VERSION = 1
 KINDS = ("snapshots", "checkpoints")
@@ -56,33 +57,45 @@ class Checkpoint:
     tensors: dict[str, dict[str, torch.Tensor]]
 
 
-class CheckpointStore:
-    """Snapshots and checkpoints of one training, in one folder that one process writes to.
+def snapshot_name(training: str, iteration: int) -> str:
+    """Of the student after an iteration, in the folder of its training."""
+    return f"{training}/snapshots/snapshot-{iteration:05d}.safetensors"
 
-    `identity` is what decides the result (settings and digests of inputs), `keep` the number of checkpoints kept
+
+class CheckpointStore:
+    """Snapshots and checkpoints of one training, in one folder of an output that one process writes to.
+
+    Where the output is a URL, what is whole is published, and a start on another node goes on from there. `identity` is
+    what decides the result (settings and digests of inputs), `keep` the number of checkpoints kept
     beside the best one, `gap` how many iterations lie between a snapshot and the iteration that samples from it.
     """
 
-    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int, gap: int) -> None:
-        self.folder, self.keep, self.gap = folder, keep, gap
+    def __init__(self, storage: Storage, name: str, identity: Mapping[str, Any], keep: int, gap: int) -> None:
+        """`name`: of the folder, inside the output."""
+        self.storage, self.name, self.keep, self.gap = storage, name, keep, gap
+        self.folder = storage.folder / name
         self.identity: dict[str, Any] = json.loads(canonical_json(dict(identity)))
         self._thread: threading.Thread | None = None
         self._error: Exception | None = None
         self._saving: int | None = None
         self._snapshot_written = threading.Event()
         for kind in KINDS:
-            (folder / kind).mkdir(parents=True, exist_ok=True)
+            (self.folder / kind).mkdir(parents=True, exist_ok=True)
 
     def snapshot_path(self, iteration: int) -> Path:
-        return self.folder / "snapshots" / f"snapshot-{iteration:05d}.safetensors"
+        return self.storage.folder / snapshot_name(self.name, iteration)
 
     def _checkpoint_path(self, iteration: int) -> Path:
-        return self.folder / "checkpoints" / f"iteration-{iteration:05d}"
+        return self.storage.folder / self._checkpoint_name(iteration)
+
+    def _checkpoint_name(self, iteration: int) -> str:
+        return f"{self.name}/checkpoints/iteration-{iteration:05d}"
 
     # -- reading ------------------------------------------------------------------------------------------------
 
     def newest(self) -> int | None:
         """Iteration of the newest checkpoint with all its files; a damaged one is skipped with a warning."""
+        self._fetch_newer()
         for iteration in reversed(self._iterations()):
             damage = self._damage(iteration)
             if damage is None:
@@ -108,6 +121,17 @@ class CheckpointStore:
             if not self.snapshot_path(iteration).is_file():
                 self.wait()  # raises what kept it from being written
         return load_file(self.snapshot_path(iteration))
+
+    def _fetch_newer(self) -> None:
+        """Take the newest published checkpoint, with its snapshots, where this node has none as new."""
+        published = self.storage.published(f"{self.name}/checkpoints")
+        there = {int(match[1]) for one in published if (match := re.search(rf"/iteration-(\d+)/{FILES}$", one))}
+        here = [iteration for iteration in self._iterations() if self._damage(iteration) is None]
+        if there and max(there) > max(here, default=-1):
+            iteration = max(there)
+            self.storage.fetch(self._checkpoint_name(iteration), replace=True)
+            for snapshot in self._record(iteration)["snapshots"]:
+                self.storage.fetch(snapshot_name(self.name, int(snapshot)), replace=True)
 
     def _iterations(self) -> list[int]:
         """Of all checkpoint folders, ascending."""
@@ -154,6 +178,9 @@ class CheckpointStore:
         for path in (self.folder / "snapshots").glob("snapshot-*.safetensors"):
             if path > self.snapshot_path(iteration):
                 path.unlink()
+        for name in self.storage.published(f"{self.name}/snapshots"):
+            if name > snapshot_name(self.name, iteration):
+                self.storage.unpublish(name)
 
     def save(self, iteration: int, student: Mapping[str, torch.Tensor], checkpoint: Checkpoint) -> None:
         """Copy everything to CPU memory and return; a thread makes it durable, then deletes what is not needed now.
@@ -188,6 +215,7 @@ class CheckpointStore:
                 self._write_snapshot(iteration, student)
             self._snapshot_written.set()
             self._write_checkpoint(iteration, checkpoint)
+            self._publish(iteration, checkpoint.progress)
             self._prune(checkpoint.progress)
         except Exception as error:  # noqa: BLE001 - raised again by `wait`
             self._error = error
@@ -197,6 +225,7 @@ class CheckpointStore:
     def _write_snapshot(self, iteration: int, student: dict[str, torch.Tensor]) -> None:
         with whole_or_absent(self.snapshot_path(iteration)) as temporary:
             save_file(student, temporary)
+        self.storage.publish(snapshot_name(self.name, iteration))
 
     def _write_checkpoint(self, iteration: int, checkpoint: Checkpoint) -> None:
         path = self._checkpoint_path(iteration)
@@ -219,6 +248,16 @@ class CheckpointStore:
             }
             (temporary / "checkpoint.json").write_text(json.dumps(record, indent=2) + "\n")
 
+    def _publish(self, iteration: int, progress: Progress) -> None:
+        """What a start on another node needs: snapshots first, whichever a kill kept from being published."""
+        if not self.storage.is_remote:
+            return
+        published = set(self.storage.published(f"{self.name}/snapshots"))
+        for snapshot in self._needed(progress):
+            if (name := snapshot_name(self.name, snapshot)) not in published:
+                self.storage.publish(name)
+        self.storage.publish(self._checkpoint_name(iteration))
+
     def _needed(self, progress: Progress) -> list[int]:
         """Snapshots that training needs to go on: iteration s samples from max(0, s - gap)."""
         last = progress.iteration
@@ -231,10 +270,12 @@ class CheckpointStore:
         kept = {*whole[-self.keep :], *({progress.iteration, progress.best_iteration} & set(whole))}
         for iteration in set(self._iterations()) - kept:
             discard(self._checkpoint_path(iteration))
+            self.storage.unpublish(self._checkpoint_name(iteration))
         sync_folder(self.folder / "checkpoints")  # a checkpoint must not come back, after a crash, without snapshots
         needed = {self.snapshot_path(int(t)) for iteration in kept for t in self._record(iteration)["snapshots"]}
         for path in set((self.folder / "snapshots").glob("snapshot-*.safetensors")) - needed:
             path.unlink()
+            self.storage.unpublish(f"{self.name}/snapshots/{path.name}")
         for kind in KINDS:
             remove_left_overs(self.folder / kind)
 

@@ -26,6 +26,7 @@ def keep_results(training: Training) -> None:
     with whole_or_absent(training.store.folder / RESULTS) as temporary:
         temporary.mkdir()
         write_results(training, temporary)
+    training.store.storage.publish(f"{training.store.name}/{RESULTS}")
 
 
 def kept_rows(folder: Path) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ from qcrd.distill.judge import pretrain
 from qcrd.distill.loop import Event, Training
 from qcrd.distill.results import RESULTS, copy_results, keep_results
 from qcrd.distill.workers import Workers
+from qcrd.storage import Storage
 from qcrd.tasks import get_task
 
 FAILURE = "failure.txt"
@@ -112,22 +114,48 @@ def event_queue(on_event: Callable[[Event], None]) -> Iterator[Queue]:
         raise failures[0]
 
 
+def everywhere(config: ExperimentConfig) -> dict[str, Any]:
+    """A config as plain data that means the same on every node."""
+    return config.model_copy(update={"output": Storage.of(config.output).place}).model_dump()
+
+
+def named(config: ExperimentConfig, inputs: Mapping[str, Path]) -> dict[str, str]:
+    """Input folders by their names inside the output."""
+    storage = Storage.of(config.output)
+    return {stage: storage.name_of(path) for stage, path in inputs.items()}
+
+
 def run_remotely(
-    config: ExperimentConfig, work: Callable[..., Any], *arguments: Any, on_event: Callable[[Event], None]
-) -> Any:
-    """Run `work(config, *arguments, emit=…)` as one Ray task with a GPU where there is one."""
+    config: ExperimentConfig, work: Callable[..., Any], inputs: Mapping[str, Path], out: Path, *arguments: Any,
+    on_event: Callable[[Event], None],
+) -> Any:  # fmt: skip
+    """Run `work(config, inputs, out, *arguments, emit=…)` as one Ray task, on a node with a GPU where there is one.
+
+    The node sees the inputs, which it fetches where the output is a URL. What it writes comes back through Ray, so that
+    `out` need not be visible there.
+    """
 
     @ray.remote(num_cpus=1, num_gpus=1 if uses_gpu(config) else 0, max_retries=config.resources.max_failures)
-    def task(data: dict[str, Any], queue: Queue) -> Any:
-        return work(ExperimentConfig.model_validate(data), *arguments, emit=queue.put)
+    def task(data: dict[str, Any], names: dict[str, str], queue: Queue) -> tuple[Any, dict[str, bytes]]:
+        there = ExperimentConfig.model_validate(data)
+        fetched = fetched_inputs(Storage.of(there.output), names)
+        with tempfile.TemporaryDirectory(prefix="qcrd-") as folder:
+            result = work(there, fetched, Path(folder), *arguments, emit=queue.put)
+            files = [path for path in Path(folder).rglob("*") if path.is_file()]
+            return result, {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     with event_queue(on_event) as queue:
-        return ray.get(task.remote(config.model_dump(), queue))
+        result, files = ray.get(task.remote(everywhere(config), named(config, inputs), queue))
+    for name, content in files.items():
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_bytes(content)
+    return result
 
 
 def pretrain_judge(
-    config: ExperimentConfig, questions: list[JudgedQuestion], out: Path, *, emit: Callable[[Event], None]
-) -> list[dict[str, float]]:
+    config: ExperimentConfig, inputs: Mapping[str, Path], out: Path, questions: list[JudgedQuestion], *,
+    emit: Callable[[Event], None],
+) -> list[dict[str, float]]:  # fmt: skip
     """Build, pretrain and write the judge into `out`. Returns its metric rows."""
     device = set_up_torch(config)
     texts = [text for q in questions for text in (q.text, *q.positives, *q.negatives)]
@@ -144,11 +172,11 @@ def _worker(settings: dict[str, Any]) -> str | None:
     config = ExperimentConfig.model_validate(settings["config"])
     set_up_torch(config, config.resources.workers)
     device = ray.train.torch.get_device() if uses_cuda(config) else torch.device("cpu")
-    folder, queue, workers = Path(settings["folder"]), settings["queue"], Workers()
-    if (folder / RESULTS).is_dir():
+    storage, name, queue, workers = Storage.of(config.output), settings["name"], settings["queue"], Workers()
+    if storage.has(f"{name}/{RESULTS}"):
         return None
-    data = load_training_data(config, {name: Path(path) for name, path in settings["inputs"].items()})
-    store = CheckpointStore(folder, settings["identity"], config.checkpoint.keep, config.negatives.gap)
+    data = load_training_data(config, fetched_inputs(storage, settings["inputs"]))
+    store = CheckpointStore(storage, name, settings["identity"], config.checkpoint.keep, config.negatives.gap)
     elsewhere = None
     if config.uses_student_negatives() and config.negatives.placement == "async" and workers.rank == 0:
 
@@ -156,7 +184,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
             step = (iteration - 1) * training.schedule.iteration_steps
             queue.put({"kind": "metrics", "rows": [{"step": step, "time/negatives_wait": seconds}]})
 
-        elsewhere = AsyncNegatives(config, settings["inputs"], store.snapshot_path(0).parent, device, on_wait)
+        elsewhere = AsyncNegatives(config, settings["inputs"], name, device, on_wait)
     task = get_task(config.task.name)
     try:
         training = Training(config, data, task, store, device, queue.put, workers, elsewhere)
@@ -173,28 +201,34 @@ def _worker(settings: dict[str, Any]) -> str | None:
 
 
 def train(
-    config: ExperimentConfig, inputs: Mapping[str, Path], storage: Path, fingerprint: str,
-    identity: Mapping[str, Any], out: Path, on_event: Callable[[Event], None],
+    config: ExperimentConfig, inputs: Mapping[str, Path], fingerprint: str, identity: Mapping[str, Any], out: Path,
+    on_event: Callable[[Event], None],
 ) -> dict[str, float]:  # fmt: skip
     """Train under Ray Train and write the results into `out`. Returns how long it took.
 
-    The run's folder under `storage` is named by the fingerprint: a second call with the same settings goes on from
+    The run's folder in the output is named by the fingerprint: a second call with the same settings goes on from
     the newest checkpoint there, and one with other settings cannot. Ray starts workers that died again, and they do
     the same. Raises `TrainingFailed` after too many deaths, and at once for what a new start would not mend: a loss
     that is not finite, a checkpoint of another training, a full disk.
     """
-    folder = training_folder(storage, fingerprint)
-    results = folder / RESULTS
-    if not results.is_dir():
-        _train_under_ray(config, inputs, folder, identity, on_event)
-    if not results.is_dir():
-        raise TrainingFailed(f"{results}: not there after training; is the folder shared with the training workers?")
+    storage, name = Storage.of(config.output), training_name(fingerprint)
+    if not storage.has(f"{name}/{RESULTS}"):
+        _train_under_ray(config, inputs, name, identity, on_event)
+    try:
+        results = storage.fetch(f"{name}/{RESULTS}")
+    except FileNotFoundError as error:
+        raise TrainingFailed(f"no results after training: {error}") from error
     return copy_results(results, out)
 
 
-def training_folder(storage: Path, fingerprint: str) -> Path:
-    """Where the checkpoints and results of one training lie."""
-    return storage / f"train-{fingerprint}"
+def training_name(fingerprint: str) -> str:
+    """Where in the output the checkpoints and results of one training lie."""
+    return f"checkpoints/train-{fingerprint}"
+
+
+def fetched_inputs(storage: Storage, names: Mapping[str, str]) -> dict[str, Path]:
+    """Folders of the stages before training, on this node."""
+    return {stage: storage.fetch(name) for stage, name in names.items()}
 
 
 def scaling_of(config: ExperimentConfig) -> ScalingConfig:
@@ -204,15 +238,16 @@ def scaling_of(config: ExperimentConfig) -> ScalingConfig:
 
 
 def _train_under_ray(
-    config: ExperimentConfig, inputs: Mapping[str, Path], folder: Path, identity: Mapping[str, Any],
+    config: ExperimentConfig, inputs: Mapping[str, Path], name: str, identity: Mapping[str, Any],
     on_event: Callable[[Event], None],
 ) -> None:  # fmt: skip
     check_resources(config)
+    storage = Storage.of(config.output)
     with event_queue(on_event) as queue:
         settings = {
-            "config": config.model_dump(),
-            "inputs": {stage: str(path) for stage, path in inputs.items()},
-            "folder": str(folder),
+            "config": everywhere(config),
+            "inputs": named(config, inputs),
+            "name": name,
             "identity": dict(identity),
             "queue": queue,
         }
@@ -221,16 +256,18 @@ def _train_under_ray(
             train_loop_config=settings,
             scaling_config=scaling_of(config),
             run_config=RunConfig(
-                name=folder.name,
-                storage_path=str(folder.parent),
+                name=Path(name).name,
+                **storage.for_ray(str(Path(name).parent)),
                 failure_config=FailureConfig(max_failures=config.resources.max_failures, controller_failure_limit=3),
             ),
         )
         try:
             wrong = trainer.fit().return_value
         except (ray.train.TrainingFailedError, RayError) as error:
-            (folder / FAILURE).write_text(f"{error}\n")
-            raise TrainingFailed(f"{cause_of(error)}; all of it is in {folder / FAILURE}") from error
+            path = storage.folder / name / FAILURE
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(f"{error}\n")
+            raise TrainingFailed(f"{cause_of(error)}; all of it is in {path}") from error
         if wrong is not None:
             raise TrainingFailed(wrong)
 

@@ -22,6 +22,7 @@ from qcrd.distill.data import load_training_data
 from qcrd.distill.loop import Event, Training
 from qcrd.distill.results import RESULTS, TIMES, keep_results
 from qcrd.distill.workers import Workers
+from qcrd.storage import Storage
 from qcrd.tasks import get_task
 
 Report = Callable[[dict[str, Any]], None]
@@ -35,7 +36,8 @@ MEMORY_HINT = (
 class SeedJob:
     """The training of one seed as plain data, since it travels to where the trial runs.
 
-    `folder`: of its checkpoints and results. `student`: where a run of the same experiment puts the finished student.
+    Places are named by their paths inside the config's output. `folder`: of its checkpoints and results. `student`:
+    where a run of the same experiment puts the finished student.
     """
 
     config: dict[str, Any]
@@ -62,17 +64,18 @@ class _SeedRun:
     def __init__(self, job: SeedJob, device: torch.device, emit: Callable[[Event], None], workers: Workers) -> None:
         self._workers = workers
         self._training: Training | None = None
-        folder = Path(job.folder)
-        done = next((path for path in (folder / RESULTS, Path(job.student)) if _is_result(path)), None)
-        if done is not None:
+        config = ExperimentConfig.model_validate(job.config)
+        storage = Storage.of(config.output)
+        found = next((name for name in (f"{job.folder}/{RESULTS}", job.student) if storage.has(name)), None)
+        if found is not None:
+            done = storage.fetch(found)
             self.rows = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
             self.seconds = _seconds_of(done)
             self.iterations = len(self.accuracies)
             emit({"kind": "restart", "rows": self.rows})
             return
-        config = ExperimentConfig.model_validate(job.config)
-        data = load_training_data(config, {name: Path(path) for name, path in job.inputs.items()})
-        store = CheckpointStore(folder, job.identity, config.checkpoint.keep, config.negatives.gap)
+        data = load_training_data(config, {stage: storage.fetch(name) for stage, name in job.inputs.items()})
+        store = CheckpointStore(storage, job.folder, job.identity, config.checkpoint.keep, config.negatives.gap)
         task = get_task(config.task.name)
         self._training = Training(config, data, task, store, device, emit, workers)
         self.iterations = self._training.schedule.num_iterations
@@ -106,10 +109,6 @@ class _SeedRun:
     def steps(self, iteration: int) -> int:
         """Optimizer steps of the first iterations."""
         return max(int(row["step"]) for row in self.rows if row.get("train/iteration", iteration + 1) <= iteration)
-
-
-def _is_result(folder: Path) -> bool:
-    return (folder / "metrics.jsonl").is_file() and (folder / "training.json").is_file()
 
 
 def _seconds_of(folder: Path) -> float:

@@ -150,4 +150,4 @@ def evaluate(
     config: ExperimentConfig, inputs: Mapping[str, Path], out: Path, on_event: Callable[[Event], None]
 ) -> dict[str, Any]:
     """Run the stage on Ray. Returns the metrics."""
-    return run_remotely(config, evaluate_students, dict(inputs), out, on_event=on_event)
+    return run_remotely(config, evaluate_students, inputs, out, on_event=on_event)

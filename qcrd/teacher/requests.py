@@ -19,6 +19,7 @@ from qcrd.artifacts import digest_of, folder_digest
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import SEPARATOR, Question
 from qcrd.seeding import stable_seed
+from qcrd.storage import Storage
 from qcrd.tasks.base import Prompted
 from qcrd.teacher.base import Call
 from qcrd.teacher.imported import import_identity
@@ -71,7 +72,7 @@ def asked_splits(config: TeacherConfig) -> list[str]:
 
 def store_place(config: ExperimentConfig) -> str:
     """Folder or URL of the sample store."""
-    return config.teacher.store or str(Path(config.output).resolve() / "store")
+    return config.teacher.store or f"{Storage.of(config.output).place}/store"
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import pytest
 import torch
 
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
+from qcrd.storage import Storage
 
 IDENTITY = {"train": {"learning_rate": 0.0001, "betas": (0.9, 0.999)}, "inputs": {"rationales": "abc"}}
 FORK = multiprocessing.get_context("fork")
@@ -33,7 +34,7 @@ def open_store(tmp_path: Path) -> Iterator[Stores]:
     opened: list[CheckpointStore] = []
 
     def open_(identity: Mapping[str, Any] = IDENTITY, keep: int = 2, gap: int = 2) -> CheckpointStore:
-        opened.append(CheckpointStore(tmp_path, identity, keep, gap))
+        opened.append(CheckpointStore(Storage.of(tmp_path.parent), tmp_path.name, identity, keep, gap))
         return opened[-1]
 
     yield open_
@@ -65,7 +66,7 @@ def fill(store: CheckpointStore, last: int, best: int = 1) -> CheckpointStore:
 @pytest.fixture(scope="module")
 def three_iterations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("three")
-    fill(CheckpointStore(folder, IDENTITY, keep=2, gap=2), 3)
+    fill(CheckpointStore(Storage.of(folder.parent), folder.name, IDENTITY, keep=2, gap=2), 3)
     return folder
 
 
@@ -271,7 +272,7 @@ class Gated(CheckpointStore):
     """A disk that is as slow as the test wants."""
 
     def __init__(self, folder: Path) -> None:
-        super().__init__(folder, IDENTITY, keep=2, gap=2)
+        super().__init__(Storage.of(folder.parent), folder.name, IDENTITY, keep=2, gap=2)
         self.snapshot_gate, self.checkpoint_gate = threading.Event(), threading.Event()
 
     def _write_snapshot(self, iteration: int, student: dict[str, torch.Tensor]) -> None:
@@ -349,7 +350,7 @@ def test_state_that_is_no_json_is_an_error_too(open_store: Stores):
 
 def save_on_a_full_disk(folder: Path, limit: int) -> None:
     """No file may grow beyond `limit` bytes. (Python ignores the signal, so a write fails with EFBIG.)"""
-    store = fill(CheckpointStore(folder, IDENTITY, 2, 2), 1)
+    store = fill(CheckpointStore(Storage.of(folder.parent), folder.name, IDENTITY, 2, 2), 1)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     store.save(2, student_of(2), checkpoint_of(2, 1, 10_000))
     with pytest.raises(OSError, match=r"iteration-00002: save failed: .* not written: .*File too large"):
@@ -381,7 +382,7 @@ def best_of(iteration: int) -> int:
 
 
 def save_for_ever(folder: Path) -> None:
-    store = CheckpointStore(folder, IDENTITY, 2, 2)
+    store = CheckpointStore(Storage.of(folder.parent), folder.name, IDENTITY, 2, 2)
     store.save_initial(student_of(0, SIZE))
     iteration = store.newest() or 0
     while True:

@@ -21,6 +21,7 @@ from qcrd.distill.generation import Generated
 from qcrd.distill.loop import Training
 from qcrd.distill.negatives import Negative
 from qcrd.distill.workers import Workers
+from qcrd.storage import Storage
 from qcrd.tasks import get_task, load_questions
 from tests.distill.groups import GroupDied, run_group
 from tests.distill.test_loop import config_of, data_of
@@ -94,7 +95,8 @@ def trained(config: ExperimentConfig, data: TrainingData, store: CheckpointStore
 
 
 def store_of(config: ExperimentConfig, folder: Path, mark: str = "mark") -> CheckpointStore:
-    return CheckpointStore(folder, {"settings": {"mark": mark}}, config.checkpoint.keep, config.negatives.gap)
+    storage, identity = Storage.of(folder.parent), {"settings": {"mark": mark}}
+    return CheckpointStore(storage, folder.name, identity, config.checkpoint.keep, config.negatives.gap)
 
 
 # -- what each process of a group does ----------------------------------------------------------------------------

@@ -43,7 +43,7 @@ def run_stage(config: ExperimentConfig, name: str, folder: Path) -> Path:
     out.mkdir()
     record = RunRecord(folder / "record", "x", "x", config.tracking, folder)
     inputs = {one: folder / one for one in stage.inputs}
-    stage.run(StageRun(config, name, inputs, {}, out, "", {}, folder, Display(), record, False, False))
+    stage.run(StageRun(config, name, inputs, {}, out, "", {}, Display(), record, False, False))
     return out
 
 

@@ -23,6 +23,7 @@ from qcrd.distill.negatives import NegativeMaker
 from qcrd.distill.student import Student, build_student
 from qcrd.distill.train import check_resources
 from qcrd.records import Example, Question, write_rows
+from qcrd.storage import Storage
 from qcrd.tasks import get_task
 from tests.distill.helpers import tiny_tokenizer
 from tests.distill.test_loop import config_of, data_of
@@ -65,14 +66,14 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Given:
 
 
 def store_in(folder: Path) -> CheckpointStore:
-    return CheckpointStore(folder, {}, keep=1, gap=2)
+    return CheckpointStore(Storage.of(folder.parent), folder.name, {}, keep=1, gap=2)
 
 
 def actors_for(
     config: ExperimentConfig, given: Given, store: CheckpointStore, waits: dict[int, float] | None = None
 ) -> AsyncNegatives:
     on_wait = (lambda iteration, seconds: None) if waits is None else waits.__setitem__
-    return AsyncNegatives(config, given.inputs, store.snapshot_path(0).parent, CPU, on_wait)
+    return AsyncNegatives(config, given.inputs, str(store.folder), CPU, on_wait)
 
 
 def made_here(config: ExperimentConfig, given: Given, store: CheckpointStore, iteration: int) -> list[list[Generated]]:

@@ -50,7 +50,7 @@ def test_the_training_set_and_the_judge_are_the_same_whoever_else_is_asked(tmp_p
     for row in read_rows(few / "rationales" / "rationales.parquet", Rationale):
         one = judged.setdefault(row.question_id, JudgedQuestion(row.question_id, texts[row.question_id], [], []))
         (one.positives if row.positive else one.negatives).append(row.text)
-    pretrain_judge(config, list(judged.values()), few / "judge", emit=lambda event: None)
+    pretrain_judge(config, {}, few / "judge", list(judged.values()), emit=lambda event: None)
     assert folder_digest(few / "judge") == folder_digest(more / "judge")
     assert len(json.loads((more / "judge" / "held_out.json").read_text())) == 4  # a tenth of the 40
 

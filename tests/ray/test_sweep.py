@@ -23,7 +23,7 @@ from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.console import Display
 from qcrd.distill import trial as trial_module
 from qcrd.distill.population import begin_life, newest_life, take_over, train_member
-from qcrd.distill.train import set_up_torch, training_folder
+from qcrd.distill.train import everywhere, named, set_up_torch, training_name
 from qcrd.distill.trial import SeedJob, train_seeds
 from qcrd.pipeline import DEFAULT_OPTIONS, Options, open_record, prepare_student, run, student_job
 from qcrd.run_sweep import run_sweep
@@ -60,9 +60,8 @@ def sweep_of(output: Path, values: list[float], changes: dict[str, Any] | None =
 
 def job_of(config: ExperimentConfig) -> SeedJob:
     job = student_job(config)
-    folder = training_folder(job.artifact.root / "checkpoints", job.artifact.fingerprint)
-    inputs = {name: str(path) for name, path in job.inputs.items()}
-    return SeedJob(config.model_dump(mode="json"), inputs, job.identity, str(folder), str(job.artifact.path))
+    folder = training_name(job.artifact.fingerprint)
+    return SeedJob(everywhere(config), named(config, job.inputs), job.identity, folder, job.artifact.full_name)
 
 
 class Killed(Exception):
@@ -95,17 +94,17 @@ def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Pat
         alone = run(base(tmp_path / "alone", seed=seed), display(), Options(until="student"))
         summary = alone["student"].marker()["summary"]
         lines = (alone["student"].path / "metrics.jsonl").read_text()
-        assert lines == (Path(jobs[seed].folder) / "results" / "metrics.jsonl").read_text()
+        assert lines == (tmp_path / "trial" / jobs[seed].folder / "results" / "metrics.jsonl").read_text()
         assert max(row["accuracies"][seed] for row in reports) == summary["best_validation_accuracy"]
     best = [max(row["accuracies"][seed] for row in reports) for seed in (0, 1)]
     assert reports[-1]["score"] == pytest.approx(sum(best) / 2)
 
     again: list[dict[str, Any]] = []  # finished trainings are read, not repeated
-    before = {path: path.stat().st_mtime_ns for path in Path(jobs[0].folder).rglob("*")}
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / jobs[0].folder).rglob("*")}
     train_seeds(jobs, device, lambda seed, event: None, again.append)
     names = ("iteration", "accuracies", "score", "steps")
     assert [[row[name] for name in names] for row in again] == [[row[name] for name in names] for row in reports]
-    assert {path: path.stat().st_mtime_ns for path in Path(jobs[0].folder).rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / jobs[0].folder).rglob("*")} == before
 
 
 @pytest.mark.ray
@@ -243,7 +242,7 @@ def test_a_member_without_changes_equals_a_plain_trial_and_a_donor_gives_its_who
     train_member(donor, [job], fields, device, lambda seed, event: None, told.append, reported=2)
     names = ("iteration", "accuracies", "score", "steps")
     assert [[row[name] for name in names] for row in told] == [[row[name] for name in names] for row in plain]
-    theirs, ours = Path(job.folder) / "results", donor / "seed0" / "results"
+    theirs, ours = tmp_path / "out" / job.folder / "results", donor / "seed0" / "results"
     assert (theirs / "metrics.jsonl").read_text() == (ours / "metrics.jsonl").read_text()
     assert (theirs / "last" / "model.safetensors").read_bytes() == (ours / "last" / "model.safetensors").read_bytes()
 

@@ -1,0 +1,385 @@
+"""Where an output lies: in a folder that all nodes see, or behind a URL (s3://, gs://, …), a copy of it on each node.
+
+With a URL the bucket is the truth. Each node works in a folder of its own, `$QCRD_SCRATCH` or ~/.cache/qcrd, and what
+is finished there is published: the files of a folder first, then `.files.json`, their list, so that a folder is seen
+whole or not at all. `mirror` does the same for a few small files that grow. Other modules name things by their path
+inside the output, since that is the same on every node. Knows nothing about what lies there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import fsspec
+import tenacity
+
+FILES = ".files.json"
+SYNCED = ".synced.json"
+SYNC_SECONDS = 5.0  # between two looks at what is mirrored
+RETRY_SECONDS = 120.0  # how long a storage that does not answer is asked again
+BEAT_SECONDS, STALE_SECONDS = 5.0, 60.0  # of a lease: its holder says that it lives, others believe that it does
+T = TypeVar("T")
+
+
+def is_url(place: str) -> bool:
+    """Whether an output is one that fsspec has to reach."""
+    return "://" in place
+
+
+def _again(error: BaseException) -> bool:
+    """Whether a call that failed may succeed later; of a server that is away libraries raise errors of their own."""
+    final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, ImportError, ValueError)
+    return isinstance(error, Exception) and not isinstance(error, final)
+
+
+def _patiently(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+    """The call's result, tried again while the storage is away. Raises `OSError` in the end."""
+    retry = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_again), stop=tenacity.stop_after_delay(RETRY_SECONDS),
+        wait=tenacity.wait_exponential_jitter(0.2, 10), reraise=True,
+    )  # fmt: skip
+    try:
+        return retry(call, *arguments, **named)
+    except OSError:
+        raise
+    except Exception as error:
+        if not _again(error):
+            raise
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+class _Bucket:
+    """Whole objects below one URL, by name. Every call is patient."""
+
+    def __init__(self, url: str) -> None:
+        """Raises `ValueError` for a URL that cannot be reached by name."""
+        try:
+            self.fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
+        except (ImportError, ValueError) as error:
+            raise ValueError(f"output: {url!r} cannot be reached: {error}") from error
+        self.root = str(root).rstrip("/")
+
+    def path(self, name: str) -> str:
+        return f"{self.root}/{name}"
+
+    def is_file(self, name: str) -> bool:
+        with contextlib.suppress(FileNotFoundError):
+            return _patiently(self.fs.info, self.path(name))["type"] == "file"
+        return False
+
+    def read(self, name: str) -> bytes:
+        return _patiently(self.fs.cat_file, self.path(name))
+
+    def write(self, name: str, data: bytes, mode: str = "overwrite") -> None:
+        _patiently(self.fs.pipe_file, self.path(name), data, mode=mode)
+
+    def put(self, file: Path, name: str) -> None:
+        _patiently(self.fs.put_file, str(file), self.path(name))
+
+    def get(self, name: str, file: Path) -> None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        _patiently(self.fs.get_file, self.path(name), str(file))
+
+    def version(self, name: str) -> str:
+        """Changes whenever the object does."""
+        return str(_patiently(self.fs.ukey, self.path(name)))
+
+    def names(self, folder: str) -> list[str]:
+        """Of all objects in a folder and below it."""
+        try:
+            found = _patiently(self.fs.find, self.path(folder))
+        except FileNotFoundError:
+            return []
+        return sorted(str(path).lstrip("/").removeprefix(f"{self.root.lstrip('/')}/") for path in found)
+
+    def remove(self, names: Sequence[str]) -> None:
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                _patiently(self.fs.rm_file, self.path(name))
+
+
+@dataclass(frozen=True)
+class Storage:
+    """One output. `place`: an absolute folder, or a URL; it means the same on every node."""
+
+    place: str
+
+    @classmethod
+    def of(cls, output: str | Path) -> Storage:
+        """Of a config's `output`; a relative folder is one of this process."""
+        output = str(output)
+        return cls(output.rstrip("/") if is_url(output) else str(Path(output).resolve()))
+
+    @property
+    def is_remote(self) -> bool:
+        return is_url(self.place)
+
+    @property
+    def folder(self) -> Path:
+        """The output on this node."""
+        if not self.is_remote:
+            return Path(self.place)
+        scratch = Path(os.environ.get("QCRD_SCRATCH") or Path.home() / ".cache" / "qcrd")
+        tail = self.place.rstrip("/").rpartition("/")[2]
+        return scratch.resolve() / f"{tail}-{hashlib.sha256(self.place.encode()).hexdigest()[:12]}"
+
+    @cached_property
+    def _bucket(self) -> _Bucket:
+        return _Bucket(self.place)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"place": self.place}  # a client of the bucket stays in its process
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        object.__setattr__(self, "place", state["place"])
+
+    def name_of(self, path: Path) -> str:
+        """What a path on this node is called on all of them."""
+        return path.relative_to(self.folder).as_posix()
+
+    # -- what is whole or absent ----------------------------------------------------------------------------------
+
+    def has(self, name: str) -> bool:
+        """Whether a folder or file is there, on this node or published."""
+        return (self.folder / name).exists() or self.is_published(name)
+
+    def is_published(self, name: str) -> bool:
+        return self.is_remote and (self._bucket.is_file(f"{name}/{FILES}") or self._bucket.is_file(name))
+
+    def read_text(self, name: str) -> str:
+        """A small file, from this node or, without keeping it, from the bucket. Raises `FileNotFoundError`."""
+        path = self.folder / name
+        return path.read_text() if path.exists() or not self.is_remote else self._bucket.read(name).decode()
+
+    def fetch(self, name: str, replace: bool = False) -> Path:
+        """The folder or file on this node; with `replace` the published one in any case.
+
+        Raises `FileNotFoundError` where it is neither here nor published.
+        """
+        target = self.folder / name
+        if target.exists() and not (replace and self.is_remote):
+            return target
+        if not self.is_remote:
+            raise FileNotFoundError(
+                f"{target} is not there on node {socket.gethostname()}; where stages run on several machines, output "
+                "must be a folder that all of them share, or a URL (s3://…)"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+        try:
+            if self._bucket.is_file(f"{name}/{FILES}"):
+                temporary.mkdir()
+                for file, size in json.loads(self._bucket.read(f"{name}/{FILES}")).items():
+                    self._bucket.get(f"{name}/{file}", temporary / file)
+                    if (found := (temporary / file).stat().st_size) != size:
+                        raise OSError(f"{self.place}/{name}/{file} has {found} bytes, not {size}")
+            else:
+                self._bucket.get(name, temporary)
+            if replace:
+                _remove(target)
+            if not target.is_dir():  # else another process was faster
+                temporary.replace(target)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f"{self.place}/{name} is not there") from error
+        finally:
+            _remove(temporary)
+        return target
+
+    def publish(self, name: str, source: Path | None = None) -> None:
+        """Put a finished folder or file of this node, or what lies at `source`, where other nodes find it."""
+        if not self.is_remote:
+            return
+        path = source or self.folder / name
+        if path.is_file():
+            self._bucket.put(path, name)
+            return
+        files = {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*")) if file.is_file()}
+        for file, there in files.items():
+            self._bucket.put(there, f"{name}/{file}")
+        listed = {file: there.stat().st_size for file, there in files.items()}
+        self._bucket.write(f"{name}/{FILES}", json.dumps(listed).encode())
+
+    def published(self, folder: str) -> list[str]:
+        """Names of all published files of a folder and below it; none where the output is no URL."""
+        return self._bucket.names(folder) if self.is_remote else []
+
+    def unpublish(self, name: str) -> None:
+        """Take a folder or file out of the bucket, its list first, so that no part is ever taken for the whole."""
+        if self.is_remote:
+            self._bucket.remove([f"{name}/{FILES}", *self._bucket.names(name), name])
+
+    def for_ray(self, name: str) -> dict[str, Any]:
+        """`storage_path` and `storage_filesystem` of Ray's `RunConfig` for a folder."""
+        if not self.is_remote:
+            return {"storage_path": str(self.folder / name)}
+        from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+        return {
+            "storage_path": self._bucket.path(name), "storage_filesystem": PyFileSystem(FSSpecHandler(self._bucket.fs))
+        }  # fmt: skip
+
+    # -- who is at it ---------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def lease(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Keep out other nodes, while this process lives. `on_wait` is called where another one is at it.
+
+        Nodes are not asked for the time: a holder that has not said anything for `STALE_SECONDS` of ours is gone.
+        """
+        if not self.is_remote:
+            yield
+            return
+        owner = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
+        self._take(f".leases/{name}", owner, on_wait)
+        ended = threading.Event()
+
+        def beat() -> None:
+            count = 0
+            while not ended.wait(BEAT_SECONDS):
+                count += 1
+                with contextlib.suppress(OSError):  # the next beat may come through
+                    self._bucket.write(f".leases/{name}", json.dumps({**owner, "beat": count}).encode())
+
+        thread = threading.Thread(target=beat, name="qcrd-lease", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            self._bucket.remove([f".leases/{name}"])
+
+    def _take(self, name: str, owner: dict[str, Any], on_wait: Callable[[], None]) -> None:
+        seen, since, waited = b"", time.monotonic(), False
+        while True:
+            with contextlib.suppress(FileExistsError):
+                self._bucket.write(name, json.dumps(owner).encode(), mode="create")
+                return
+            with contextlib.suppress(FileNotFoundError):
+                there = self._bucket.read(name)
+                if there != seen:
+                    seen, since = there, time.monotonic()
+                if _has_died(json.loads(there)) or time.monotonic() - since > STALE_SECONDS:
+                    self._bucket.remove([name])
+                    continue
+            if not waited:
+                on_wait()
+                waited = True
+            time.sleep(1.0)
+
+    # -- what grows -----------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def mirror(self, *folders: str, without: Sequence[str] = ()) -> Iterator[None]:
+        """Keep small files of these folders in the bucket as they are here, a few seconds behind, for one process.
+
+        `without`: folders in them that are left out, as hidden files are. At first what another node has written since
+        is taken from the bucket. Of a storage that stays away the end of the block raises `OSError`; what is here is
+        kept, and the next start sends it.
+        """
+        if not self.is_remote:
+            yield
+            return
+        for name in folders:
+            self._pull(name, without)
+        ended = threading.Event()
+
+        def follow() -> None:
+            while not ended.wait(SYNC_SECONDS):
+                with contextlib.suppress(OSError):  # the next look may come through
+                    for name in folders:
+                        self._push(name, without)
+
+        thread = threading.Thread(target=follow, name="qcrd-mirror", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+            for name in folders:
+                self._push(name, without)
+
+    def pull(self, folder: str) -> Path:
+        """What is mirrored of a folder, on this node, for reading."""
+        if self.is_remote:
+            self._pull(folder, ())
+        return self.folder / folder
+
+    def _pull(self, name: str, without: Sequence[str]) -> None:
+        known = self._known(name)
+        for file in self._bucket.names(name):
+            if file.removeprefix(f"{name}/").partition("/")[0] in without:
+                continue
+            version, path = self._bucket.version(file), self.folder / file
+            if path.exists() and known.get(file, {}).get("version") == version:
+                continue  # nobody else has written since, so this node's is as new, or newer
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._bucket.get(file, temporary)
+            temporary.replace(path)
+            known[file] = {"version": version, "state": _state(path)}
+        self._remember(name, known)
+
+    def _push(self, name: str, without: Sequence[str]) -> None:
+        known = self._known(name)
+        for path in sorted((self.folder / name).rglob("*")):
+            parts = path.relative_to(self.folder / name).parts
+            if not path.is_file() or parts[0] in without or any(part.startswith(".") for part in parts):
+                continue
+            file, state = self.name_of(path), _state(path)
+            if known.get(file, {}).get("state") != state:
+                self._bucket.put(path, file)
+                known[file] = {"version": self._bucket.version(file), "state": state}
+        self._remember(name, known)
+
+    def _known(self, name: str) -> dict[str, dict[str, Any]]:
+        """What was last taken from, or brought to, the bucket."""
+        path = self.folder / name / SYNCED
+        return json.loads(path.read_text()) if path.exists() else {}
+
+    def _remember(self, name: str, known: dict[str, dict[str, Any]]) -> None:
+        path = self.folder / name / SYNCED
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{SYNCED}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(known))
+        temporary.replace(path)
+
+
+def _state(path: Path) -> list[int]:
+    """Changes when the file does."""
+    about = path.stat()
+    return [about.st_mtime_ns, about.st_size]
+
+
+def _has_died(owner: dict[str, Any]) -> bool:
+    """Whether the holder of a lease was a process of this machine that is gone."""
+    if owner["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(owner["process"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,248 @@
+"""An output behind a URL: a real S3 protocol on loopback, two nodes with folders of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+import torch
+from s3fs import S3FileSystem
+
+from qcrd import storage as storage_module
+from qcrd.artifacts import Artifact
+from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
+from qcrd.storage import FILES, Storage
+
+BUCKET = "output"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    """An empty S3 server on loopback, which this process's S3 clients use."""
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    url = f"http://{host}:{port}"
+    settings = {
+        "AWS_ACCESS_KEY_ID": "x",
+        "AWS_SECRET_ACCESS_KEY": "y",
+        "AWS_ENDPOINT_URL": url,
+        "AWS_REGION": "us-east-1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in settings.items():
+            patch.setenv(name, value)
+        import boto3
+
+        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
+        yield url
+    server.stop()
+
+
+Node = Callable[[str], Storage]
+
+
+@pytest.fixture
+def on_node(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    """The test's output as the node of that name has it."""
+    place = f"s3://{BUCKET}/{tmp_path.name}"
+
+    def enter(node: str) -> Storage:
+        monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path / node))
+        return Storage.of(place)
+
+    return enter
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_a_folder_is_seen_whole_or_not_at_all(on_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = on_node("a")
+    for name in ("one", "deep/two"):
+        write(here.folder / "stage/x" / name, name)
+    put, count = here._bucket.put, []
+
+    def dies(file: Path, name: str) -> None:
+        if count:
+            raise KeyboardInterrupt
+        count.append(put(file, name))
+
+    monkeypatch.setattr(here._bucket, "put", dies)
+    with pytest.raises(KeyboardInterrupt):
+        here.publish("stage/x")
+    there = on_node("b")
+    assert there._bucket.names("stage") == ["stage/x/deep/two"] and not there.has("stage/x")
+    with pytest.raises(FileNotFoundError, match=r"s3://output/.*/stage/x is not there"):
+        there.fetch("stage/x")
+    assert not [path for path in there.folder.rglob("*") if path.is_file()]
+
+    here = on_node("a")
+    monkeypatch.setattr(here._bucket, "put", put)
+    here.publish("stage/x")
+    there = on_node("b")
+    assert there.has("stage/x")
+    folder = there.fetch("stage/x")
+    assert (folder / "one").read_text() == "one" and (folder / "deep/two").read_text() == "deep/two"
+    assert there.folder != here.place and there.name_of(folder) == "stage/x"
+    there.unpublish("stage/x")
+    assert not there._bucket.names("stage") and folder.exists()
+
+
+def test_a_finished_artifact_is_found_by_another_node(on_node: Node) -> None:
+    made = Artifact(on_node("a"), "rationales", "svamp", "abc")
+    write(made.begin() / "rows.txt", "text")
+    made.finish({"m": 5}, {}, {"rows": 1})
+    found = Artifact(on_node("b"), "rationales", "svamp", "abc")
+    assert found.is_finished() and found.digest() == made.digest() and found.marker()["summary"] == {"rows": 1}
+    assert not found.path.exists()  # nothing is copied before it is read
+    assert (found.fetch() / "rows.txt").read_text() == "text"
+    assert not Artifact(on_node("b"), "rationales", "svamp", "abd").is_finished()
+
+
+def test_a_local_folder_that_is_not_there_says_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"is not there on node .* all of them share, or a URL"):
+        Storage.of(tmp_path).fetch("questions/x")
+
+
+def test_a_lease_keeps_another_node_out_until_its_holder_ends_or_dies(
+    on_node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here, there = on_node("a"), on_node("b")
+    order: list[str] = []
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with here.lease("student-x", lambda: None):
+            inside.set()
+            assert leave.wait(20)
+            order.append("first ends")
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert inside.wait(20)
+
+    def waits() -> None:
+        order.append("second waits")
+        leave.set()
+
+    with there.lease("student-x", waits):
+        order.append("second has it")
+    thread.join()
+    assert order == ["second waits", "first ends", "second has it"]
+    assert here._bucket.names(".leases") == []
+
+    gone = {"host": "elsewhere", "process": os.getpid(), "id": "0"}
+    monkeypatch.setattr(storage_module, "STALE_SECONDS", 0.5)
+    here._bucket.write(".leases/student-x", json.dumps(gone).encode())
+    started = time.monotonic()
+    with there.lease("student-x", lambda: None):
+        assert time.monotonic() - started > 0.5
+
+
+def test_growing_files_follow_a_driver_to_another_node(on_node: Node) -> None:
+    here = on_node("a")
+    with here.mirror("records/x", without=("tune",)):
+        write(here.folder / "records/x/metrics.jsonl", "1\n")
+        write(here.folder / "records/x/tune/state", "big")
+        write(here.folder / "records/x/.lock", "")
+    there = on_node("b")
+    assert there._bucket.names("records") == ["records/x/metrics.jsonl"]
+    with there.mirror("records/x"):
+        path = there.folder / "records/x/metrics.jsonl"
+        assert path.read_text() == "1\n"
+        write(path, "1\n2\n")
+    here = on_node("a")
+    with here.mirror("records/x"):  # the other node has written since
+        assert (here.folder / "records/x/metrics.jsonl").read_text() == "1\n2\n"
+    write(here.folder / "records/x/metrics.jsonl", "1\n2\n3\n")  # as by a driver that died before it was sent
+    with here.mirror("records/x"):
+        assert (here.folder / "records/x/metrics.jsonl").read_text() == "1\n2\n3\n"
+    assert on_node("c").pull("records/x").joinpath("metrics.jsonl").read_text() == "1\n2\n3\n"
+
+
+def checkpoint_of(iteration: int) -> Checkpoint:
+    progress = Progress(iteration, 0.5, 1, 1.0)
+    return Checkpoint(progress, [{"step": iteration}], {"optimizer": {"m": torch.full((2,), float(iteration))}})
+
+
+def fill(store: CheckpointStore, iterations: range) -> CheckpointStore:
+    store.save_initial({"w": torch.zeros(2)})
+    for iteration in iterations:
+        store.save(iteration, {"w": torch.full((2,), float(iteration))}, checkpoint_of(iteration))
+    store.wait()
+    return store
+
+
+def test_training_goes_on_from_the_newest_checkpoint_of_any_node(on_node: Node) -> None:
+    def store_on(node: str) -> CheckpointStore:
+        return CheckpointStore(on_node(node), "checkpoints/train-x", {"a": 1}, keep=1, gap=2)
+
+    fill(store_on("a"), range(1, 4))
+    moved = store_on("b")
+    assert moved.newest() == 3 and moved.read(3).rows == [{"step": 3}]
+    assert [float(moved.snapshot(t)["w"][0]) for t in (0, 1, 2, 3)] == [0, 1, 2, 3]
+    fill(moved, range(4, 6))
+    back = store_on("a")
+    assert back.newest() == 5 and float(back.snapshot(4)["w"][0]) == 4
+    names = back.storage.published("checkpoints")
+    kept = sorted({name.split("/")[3] for name in names if "/checkpoints/" in name.removeprefix("checkpoints/")})
+    assert kept == ["iteration-00001", "iteration-00005"]  # the best and the newest
+    snapshots = [name[-17:-12] for name in names if "/snapshots/" in name]
+    assert snapshots == ["00000", "00001", "00004", "00005"]
+    back.storage._bucket.remove([f"checkpoints/train-x/checkpoints/iteration-00005/{FILES}"])  # half published
+    assert store_on("c").newest() == 1
+
+
+class _Unavailable(BaseHTTPRequestHandler):
+    """Answers 503 to everything."""
+
+    count = 0
+
+    def _refuse(self) -> None:
+        type(self).count += 1
+        self.send_response(503)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _refuse
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    S3FileSystem.clear_instance_cache()  # it keeps the server of the other tests
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path))
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.5)
+    storage = Storage.of("s3://away/x")
+    write(storage.folder / "stage/x/one", "text")
+    with pytest.raises(OSError):
+        storage.publish("stage/x")
+    with pytest.raises(OSError):  # what cannot be asked for is not taken for missing
+        storage.has("stage/y")
+    assert _Unavailable.count > 1
+    server.shutdown()
+
+
+def test_an_unknown_kind_of_url_is_an_error_that_names_the_field() -> None:
+    with pytest.raises(ValueError, match=r"output: 'nosuch://x' cannot be reached"):
+        Storage.of("nosuch://x").has("y")
