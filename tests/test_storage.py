@@ -18,40 +18,22 @@ from qcrd import storage as storage_module
 from qcrd.artifacts import Artifact
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
 from qcrd.storage import FILES, Storage
+from tests.s3 import S3, s3_server
 
 BUCKET = "output"
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    """An empty S3 server on loopback, which this process's S3 clients use."""
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    url = f"http://{host}:{port}"
-    settings = {
-        "AWS_ACCESS_KEY_ID": "x",
-        "AWS_SECRET_ACCESS_KEY": "y",
-        "AWS_ENDPOINT_URL": url,
-        "AWS_REGION": "us-east-1",
-    }
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in settings.items():
-            patch.setenv(name, value)
-        import boto3
-
-        boto3.client("s3", region_name="us-east-1").create_bucket(Bucket=BUCKET)
-        yield url
-    server.stop()
+def s3() -> Iterator[S3]:
+    with s3_server(BUCKET) as server:
+        yield server
 
 
 Node = Callable[[str], Storage]
 
 
 @pytest.fixture
-def on_node(endpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+def on_node(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """The test's output as the node of that name has it."""
     place = f"s3://{BUCKET}/{tmp_path.name}"
 
@@ -227,10 +209,10 @@ def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
 ) -> None:
     server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    S3FileSystem.clear_instance_cache()  # it keeps the server of the other tests
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "x")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "y")
+    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "MAX_ATTEMPTS": "1"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
+    S3FileSystem.clear_instance_cache()  # a client keeps the server of an earlier test
     monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path))
     monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.5)
     storage = Storage.of("s3://away/x")

@@ -183,7 +183,13 @@ class SuicidalStore(CheckpointStore):
 
 def killed_run(data: TrainingData, folder: Path) -> None:
     config = config_for(2, DROPOUT)
-    trained(config, data, SuicidalStore(folder, {"settings": {"mark": "mark"}}, config.checkpoint.keep, 2))
+    trained(
+        config,
+        data,
+        SuicidalStore(
+            Storage.of(folder.parent), folder.name, {"settings": {"mark": "mark"}}, config.checkpoint.keep, 2
+        ),
+    )
 
 
 def resumed_run(data: TrainingData, folder: Path) -> Trace:

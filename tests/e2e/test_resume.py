@@ -1,4 +1,5 @@
-"""Whole runs that were cut off: kill -9 in training changes nothing, nor does a driver that died after it."""
+"""Whole runs that were cut off: kill -9 in training changes nothing, nor does a driver that died after it, nor a node
+that is lost with its disk where the output is a bucket."""
 
 from __future__ import annotations
 
@@ -13,10 +14,13 @@ from pathlib import Path
 
 import psutil
 import pytest
+from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from qcrd.artifacts import digest_of, file_digest
+from qcrd.storage import Storage
 from tests.e2e.whole_runs import command, only, rows_of, run
+from tests.s3 import s3_server
 
 pytestmark = pytest.mark.e2e
 
@@ -38,14 +42,57 @@ def test_a_run_killed_in_training_goes_on_and_equals_the_other(whole: tuple[Path
     assert not list(output.glob("checkpoints/*/results"))
     text = run(output)
     assert "already there: questions, samples, rationales, training_set, judge\n" in text
-    ours, theirs = only(output / "student"), only(whole[0] / "student")
+    assert_same(output, whole[0])
+
+
+def assert_same(output: Path, other: Path) -> None:
+    """Two output folders with the same students and predictions."""
+    ours, theirs = only(output / "student"), only(other / "student")
     assert rows_of(ours) == rows_of(theirs)
     for name in ("best", "last"):
         left, right = (load_file(folder / name / "model.safetensors") for folder in (ours, theirs))
         assert all((left[key] == right[key]).all() for key in right)
     for stage in ("samples", "training_set", "predictions"):
         name = next(path.name for path in only(output / stage).glob("*.parquet"))
-        assert file_digest(only(output / stage) / name) == file_digest(only(whole[0] / stage) / name)
+        assert file_digest(only(output / stage) / name) == file_digest(only(other / stage) / name)
+
+
+def test_a_node_lost_in_training_with_its_disk_changes_nothing_where_the_output_is_a_bucket(
+    whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Head, driver and two nodes have a folder of their own each, and share a bucket alone."""
+
+    def scratch(node: str) -> dict[str, str]:
+        return {"QCRD_SCRATCH": str(tmp_path / node)}
+
+    with s3_server("runs"):
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": scratch("head")})
+        try:
+            workers = {name: nodes.add_node(num_cpus=1, env_vars=scratch(name)) for name in ("one", "two")}
+            monkeypatch.setenv("RAY_ADDRESS", nodes.address)
+            monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path / "driver"))
+            command_line = [part for part in command(tmp_path) if not part.startswith("output=")]
+            command_line += ["output=s3://runs/deep/x", "resources.threads=2", "tracking.enabled=False"]
+            log = tmp_path / "log"
+            with log.open("w") as stream:
+                process = subprocess.Popen(command_line, stdout=stream, stderr=subprocess.STDOUT, cwd=tmp_path)
+            deadline = time.monotonic() + 300
+            while not (at_it := list(tmp_path.glob("*/*/checkpoints/*/checkpoints/iteration-00002"))):
+                assert time.monotonic() < deadline and process.poll() is None, log.read_text()[-3000:]
+                time.sleep(0.05)
+            lost = at_it[0].relative_to(tmp_path).parts[0]
+            nodes.remove_node(workers[lost], allow_graceful=False)
+            shutil.rmtree(tmp_path / lost)
+            assert process.wait(300) == 0, log.read_text()[-3000:]
+            place = Storage.of("s3://runs/deep/x")
+            assert not (place.folder / "checkpoints").exists() or not list(place.folder.glob("checkpoints/*/snapshots"))
+            monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path / "reader"))
+            for stage in ("samples", "training_set", "student", "predictions", "report"):
+                (name,) = {"/".join(one.split("/")[:2]) for one in place.published(stage)}
+                place.fetch(name)
+            assert_same(place.folder, whole[0])
+        finally:
+            nodes.shutdown()
 
 
 def without(output: Path, copy: Path, *stages: str) -> Path:

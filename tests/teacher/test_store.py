@@ -9,7 +9,6 @@ import multiprocessing
 import os
 import resource
 import signal
-import socket
 import time
 import uuid
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ import pytest
 from qcrd.teacher import store as store_module
 from qcrd.teacher.base import Failure, Record, Reply
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
+from tests.s3 import S3, s3_server
 
 KEYS = [sample_key(question_key("test", "1 + 1?"), index) for index in range(20)]
 FORK = multiprocessing.get_context("fork")
@@ -449,42 +449,10 @@ def test_a_store_may_be_named_as_a_file_url(tmp_path: Path):
 # -- S3 -----------------------------------------------------------------------------------------------------------
 
 
-class S3:
-    """A real S3 server on loopback, which can be stopped and started again on its port."""
-
-    def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer
-
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            self.port = found.getsockname()[1]
-        self._make = lambda: ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
-        self._server = self._make()
-
-    def start(self) -> None:
-        self._server = self._make()
-        self._server.start()
-
-    def stop(self) -> None:
-        self._server.stop()
-
-
 @pytest.fixture(scope="module")
 def s3() -> Iterator[S3]:
-    pytest.importorskip("s3fs")
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1",
-        }.items():  # fmt: skip
-            patch.setenv(name, value)
-        patch.delenv("AWS_PROFILE", raising=False)
-        server = S3()
-        server.start()
-        patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.port}")
-        fsspec.filesystem("s3").mkdir("qcrd-test")
+    with s3_server("qcrd-test") as server:
         yield server
-        server.stop()
 
 
 @pytest.fixture
