@@ -263,7 +263,7 @@ def run(
     """
     check(config)
     storage = Storage.of(config.output)
-    storage.folder.mkdir(parents=True, exist_ok=True)
+    prepare_output(storage)
     with contextlib.ExitStack() as stack:
         if record is None:
             stack.enter_context(storage.mirror(storage.name_of(record_folder(config))))
@@ -277,6 +277,14 @@ def run(
             return finished
         finally:
             record.close(status)
+
+
+def prepare_output(storage: Storage) -> None:
+    """Raise `ConfigError` where an output cannot be written to."""
+    try:
+        storage.prepare()
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
 
 
 def fixed_recipe(config: ExperimentConfig) -> ExperimentConfig | None:

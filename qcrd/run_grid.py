@@ -24,7 +24,7 @@ from qcrd.console import Display
 from qcrd.distill.train import TrainingFailed, uses_gpu
 from qcrd.evaluate.comparison import check_judge, compare_rationales
 from qcrd.grid import STAGE_OF, Cell, Grid
-from qcrd.pipeline import DEFAULT_OPTIONS, Options, check, cluster_resources, run, start_ray, stop_ray
+from qcrd.pipeline import DEFAULT_OPTIONS, Options, check, cluster_resources, prepare_output, run, start_ray, stop_ray
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid_data import CellResult, ComparisonResult, GridResults, Place
 from qcrd.report.grid_report import write_grid_report
@@ -108,6 +108,7 @@ def run_grid(
     start_ray()
     config, key = grid.cells[0].config, grid_key(grid)
     storage = Storage.of(config.output)
+    prepare_output(storage)
     with storage.mirror(f"records/{key}", f"grids/{key}"):
         return _run_recorded(grid, display, results_root, options, parallel, storage.folder)
 

@@ -35,6 +35,7 @@ from qcrd.pipeline import (
     Stages,
     StudentJob,
     cluster_resources,
+    prepare_output,
     prepare_student,
     run,
     start_ray,
@@ -262,6 +263,7 @@ def run_sweep(
     held = trials_at_once(sweep.base)
     folder, config, storage = sweep_folder(sweep), sweep.base, Storage.of(sweep.base.output)
     output = storage.folder
+    prepare_output(storage)
     with contextlib.ExitStack() as stack:
         on_wait = partial(display.say, "another run of this sweep is at it; waiting")
         stack.enter_context(storage.lease(folder.name, on_wait))

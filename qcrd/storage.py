@@ -27,6 +27,7 @@ import fsspec
 import tenacity
 
 FILES = ".files.json"
+MARK = ".output.json"
 SYNCED = ".synced.json"
 SYNC_SECONDS = 5.0  # between two looks at what is mirrored
 RETRY_SECONDS = 120.0  # how long a storage that does not answer is asked again
@@ -145,6 +146,16 @@ class Storage:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         object.__setattr__(self, "place", state["place"])
+
+    def prepare(self) -> None:
+        """Make this node's folder, and see that the output can be written to. Raises `ValueError` where it cannot."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if not self.is_remote:
+            return
+        try:
+            self._bucket.write(MARK, b'{"made_by": "qcrd"}\n')
+        except (FileNotFoundError, PermissionError) as error:
+            raise ValueError(f"output: {self.place!r} cannot be written to: {error}") from error
 
     def name_of(self, path: Path) -> str:
         """What a path on this node is called on all of them."""

@@ -16,7 +16,9 @@ from s3fs import S3FileSystem
 
 from qcrd import storage as storage_module
 from qcrd.artifacts import Artifact
+from qcrd.config import ConfigError
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
+from qcrd.pipeline import prepare_output
 from qcrd.storage import FILES, Storage
 from tests.s3 import S3, s3_server
 
@@ -223,6 +225,16 @@ def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
         storage.has("stage/y")
     assert _Unavailable.count > 1
     server.shutdown()
+
+
+def test_a_bucket_that_is_not_there_is_an_error_that_names_the_field(
+    s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path))
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(ConfigError, match=r"output: 's3://nobodys/x' cannot be written to"):
+        prepare_output(Storage.of("s3://nobodys/x"))
+    prepare_output(Storage.of(f"s3://{BUCKET}/mine"))
 
 
 def test_an_unknown_kind_of_url_is_an_error_that_names_the_field() -> None:
