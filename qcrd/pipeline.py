@@ -19,7 +19,7 @@ from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
 from qcrd.recipes import load_recipe
 from qcrd.records import Example, Question, read_rows
-from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
+from qcrd.stages import Stage, StageRun, stages_of
 from qcrd.tasks import get_task, load_questions, train_limit
 from qcrd.tasks.base import Task
 from qcrd.tasks.files import is_download
@@ -56,7 +56,7 @@ def check(config: ExperimentConfig) -> None:
     train_limit(task, config)
     _check_gold_labels(config, task)
     get_parser(config.teacher.parser, task)
-    if uses_teacher(config):
+    if config.uses_teacher():
         check_teacher(config, task)
     student = config.student
     named: dict[str, str | None] = {"student.model": student.model}
