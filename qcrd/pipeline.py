@@ -207,7 +207,10 @@ def start_ray() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray would join whatever cluster it finds here
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1")
+        ray.init(
+            address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1",
+            include_dashboard=False,  # of a Ray of our own, where ray[default] would add eleven processes
+        )  # fmt: skip
 
 
 def stop_ray() -> None:
