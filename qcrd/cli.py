@@ -302,12 +302,12 @@ def submit(
             for name, why in needed.items():
                 display.say(f"  {name}: {why}")
         job_id = jobs.submit(client, job, display.say)
-        display.say(f"{job_id}: {job.entrypoint}")
         advice = jobs.how_to_go_on(address, job_id)
-        if no_wait:
-            display.say(advice)
-            return
         try:
+            display.say(f"{job_id}: {job.entrypoint}")
+            if no_wait:
+                display.say(advice)
+                return
             info = jobs.follow(client, job_id, display)
         except (KeyboardInterrupt, ConnectionError) as error:
             reason = "detached" if isinstance(error, KeyboardInterrupt) else str(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import io
 import os
 import re
@@ -76,6 +77,7 @@ def free_ports(count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
+    assert importlib.util.find_spec("aiohttp_cors"), "a job server needs ray[default]: pip install -e '.[dev]'"
     folder = Path(tempfile.mkdtemp(prefix="qc", dir="/tmp"))  # short: Ray's sockets lie in it
     names = ("port", "dashboard-port", "dashboard-agent-listen-port", "dashboard-agent-grpc-port",
              "runtime-env-agent-port", "metrics-export-port", "ray-client-server-port")  # fmt: skip
@@ -171,6 +173,10 @@ def test_a_job_is_submitted_left_found_again_and_submitted_again(cluster: Cluste
     assert code == 2 and "'NO_SUCH_KEY' is not set" in shown
     code, shown = cluster.qcrd("status", RAY_AUTH_TOKEN="another" * 6)
     assert code == 2 and shown.count("\n") == 1 and "does not accept the token" in shown
+
+    (sent,) = cluster.folder.glob("ray/session_2*/runtime_resources/working_dir_files/_ray_pkg_*/pyproject.toml")
+    names = {path.name for path in sent.parent.iterdir()}
+    assert {"qcrd", "experiments"} <= names and not {".git", ".venv", "runs", "data"} & names
 
     jobs = [one for one in client.list_jobs() if one.submission_id]
     assert len(jobs) == 3 and KEY not in str([one.dict() for one in jobs])
