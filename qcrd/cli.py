@@ -1,4 +1,4 @@
-"""The command line: `qcrd plan`, `run`, `sweep`, `compare`, `predict`. Bad input is one line and exit code 2."""
+"""The command line: `qcrd plan`, `run`, `sweep`, `submit`, `compare`, `predict`. Bad input is one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -265,6 +265,74 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+# -- submit and status: the same on a cluster, by Ray's job server ---------------------------------------------------
+
+Address = Annotated[
+    str, typer.Option(envvar="RAY_API_SERVER_ADDRESS", help="the cluster's job server, as http://127.0.0.1:8265")
+]
+NoWait = Annotated[bool, typer.Option("--no-wait", help="only submit; qcrd status tells how it goes")]
+Secrets = Annotated[str | None, typer.Option(metavar="NAME,NAME", help="variables that the nodes must have, by name")]
+
+
+@app.command()
+def submit(
+    recipe: Recipe, address: Address, overrides: Overrides = None, retry_errors: RetryErrors = False,
+    accept_missing: AcceptMissing = False, preset: Preset = None, seeds: Seeds = None, parallel: Parallel = None,
+    no_wait: NoWait = False, secrets: Secrets = None,
+) -> None:  # fmt: skip
+    """Run an experiment, a grid or a sweep as a job of a Ray cluster, show its log, and end with its exit code."""
+    from qcrd.console import Display
+    from qcrd.job import job_of, needed_variables, refuse_secrets, variable_names
+
+    names = variable_names(secrets)
+    refuse_secrets(pairs_of(overrides or []), names)
+    made = load(recipe, overrides or [], preset, seeds)
+    options = {"--preset": preset, "--seeds": seeds, "--parallel": parallel}
+    flags = [f"{option}={value}" for option, value in options.items() if value is not None]
+    flags += ["--retry-errors"] * retry_errors + ["--accept-missing"] * accept_missing
+    job = job_of(made, recipe, overrides or [], flags, names)
+    from qcrd import submit as jobs
+
+    with Display() as display:
+        client = jobs.connect(address, display.warn)
+        if needed := needed_variables(made, names):
+            display.say("The cluster's nodes must have these in their environment; no value is sent from here:")
+            for name, why in needed.items():
+                display.say(f"  {name}: {why}")
+        job_id = jobs.submit(client, job, display.say)
+        advice = jobs.how_to_go_on(address, job_id)
+        try:
+            display.say(f"{job_id}: {job.entrypoint}")
+            if no_wait:
+                display.say(advice)
+                return
+            info = jobs.follow(client, job_id, display)
+        except (KeyboardInterrupt, ConnectionError) as error:
+            reason = "detached" if isinstance(error, KeyboardInterrupt) else str(error)
+            display.warn(f"{reason}; {job_id} is not stopped by this\n{advice}")
+            raise typer.Exit(130 if isinstance(error, KeyboardInterrupt) else 1) from None
+        display.say(jobs.outcome(info))
+    raise typer.Exit(jobs.exit_code(info))
+
+
+JobId = Annotated[str | None, typer.Argument(metavar="[JOB]", help="a job's id; default: all that were submitted")]
+
+
+@app.command()
+def status(address: Address, job: JobId = None) -> None:
+    """Show the jobs that were submitted to a cluster, or one job's state and last lines, with its exit code."""
+    from qcrd import submit as jobs
+    from qcrd.console import Display
+
+    with Display() as display:
+        client = jobs.connect(address, display.warn)
+        if job is None:
+            jobs.show_jobs(client, address, display)
+            return
+        code = jobs.show_job(client, job, display)
+    raise typer.Exit(code)
 
 
 # -- compare: a sweep or runs as a table and a page, without Ray ------------------------------------------------------

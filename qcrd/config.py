@@ -468,6 +468,10 @@ class ExperimentConfig(Settings):
             share = min(share, self.train.steps * self.train.global_batch_size)
         return None if share == available else share
 
+    def uses_teacher(self) -> bool:
+        """Whether anybody is asked: fine-tuning on gold labels needs no teacher."""
+        return self.method != "finetune" or self.train.labels == "teacher"
+
     def uses_discriminator(self) -> bool:
         return self.method == "qcrd" and self.discriminator.enabled
 

@@ -20,7 +20,7 @@ from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
 from qcrd.recipes import load_recipe
 from qcrd.records import Example, Question, read_rows
-from qcrd.stages import Stage, StageRun, stages_of, uses_teacher
+from qcrd.stages import Stage, StageRun, stages_of
 from qcrd.storage import Storage
 from qcrd.tasks import get_task, load_questions, train_limit
 from qcrd.tasks.base import Task
@@ -58,7 +58,7 @@ def check(config: ExperimentConfig) -> None:
     train_limit(task, config)
     _check_gold_labels(config, task)
     get_parser(config.teacher.parser, task)
-    if uses_teacher(config):
+    if config.uses_teacher():
         check_teacher(config, task)
     student = config.student
     named: dict[str, str | None] = {"student.model": student.model}
@@ -209,7 +209,10 @@ def start_ray() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray would join whatever cluster it finds here
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1")
+        ray.init(
+            address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1",
+            include_dashboard=False,  # of a Ray of our own, where ray[default] would add eleven processes
+        )  # fmt: skip
 
 
 def stop_ray() -> None:

@@ -197,11 +197,6 @@ def _show_statistics(run: StageRun, numbers: Summary) -> None:
 # -- training set -------------------------------------------------------------------------------------------------
 
 
-def uses_teacher(config: ExperimentConfig) -> bool:
-    """Whether anybody is asked: fine-tuning on gold labels needs no teacher."""
-    return config.method != "finetune" or config.train.labels == "teacher"
-
-
 def _training_set_settings(config: ExperimentConfig) -> dict[str, Any]:
     student = config.student
     limits = student.model_dump(include={"prefixes", "max_input_tokens", "max_target_tokens", "max_label_tokens"})
@@ -363,7 +358,7 @@ def _make_report(run: StageRun) -> Summary:
 
 def stages_of(config: ExperimentConfig) -> list[Stage]:
     """The stages of an experiment, in the order in which data flows."""
-    asked = ("samples", "rationales") if uses_teacher(config) else ()
+    asked = ("samples", "rationales") if config.uses_teacher() else ()
     judged = ("judge",) if config.uses_discriminator() else ()
     rationales = ("rationales",) if asked else ()
     trained = ("questions", "training_set", *judged)

@@ -15,7 +15,7 @@ BASE = ("config", "grid", "sweep", "recipes", "seeding", "records", "storage", "
 LAYERS = [*([name] for name in ("tasks",)), ["teacher", "rationales"], ["distill"], ["evaluate"], ["report"],
           ["sweep_record", "search_space"], ["stages"], ["pipeline", "cell_files"], ["tune_search", "tune_trial"],
           ["run_grid"], ["plan_grid"], ["plan_sweep"], ["sweep_children"], ["run_sweep", "compare"],
-          ["submit", "cli"]]  # fmt: skip
+          ["job"], ["submit"], ["cli"]]  # fmt: skip
 
 
 def imports_of(path: Path) -> set[str]:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from qcrd.config import ExperimentConfig
-from qcrd.stages import stages_of, uses_teacher
+from qcrd.stages import stages_of
 
 METHODS = ["finetune", "single_task", "distill_label", "dss", "mi", "qcrd"]
 
@@ -44,8 +44,9 @@ def test_only_single_task_has_a_training_set_of_its_own():
 
 
 def test_only_finetuning_asks_no_teacher():
-    asked = [uses_teacher(ExperimentConfig.model_validate({"name": "x", "method": m, "train": {"labels": "teacher"}}))
-             for m in METHODS]  # fmt: skip
-    assert all(asked)
-    gold = {m: uses_teacher(ExperimentConfig(name="x", method=m)) for m in METHODS if m != "distill_label"}  # pyright: ignore
+    taught = [
+        ExperimentConfig.model_validate({"name": "x", "method": m, "train": {"labels": "teacher"}}) for m in METHODS
+    ]
+    assert all(config.uses_teacher() for config in taught)
+    gold = {m: ExperimentConfig(name="x", method=m).uses_teacher() for m in METHODS if m != "distill_label"}  # pyright: ignore
     assert gold == {"finetune": False, "single_task": True, "dss": True, "mi": True, "qcrd": True}
