@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str]) -> tuple[str, str, dict[str, str], list[str]
 
 
 def environment(cloud: str, place: str, names: dict[str, str]) -> dict[str, str]:
-    """Variable → value. Raises `ValueError` for an empty secret, and what the cloud's library raises for a missing one."""
+    """Variable → value. Raises `ValueError` for an empty secret, for a missing one what the cloud's library raises."""
     values = {}
     for variable, name in names.items():
         try:

@@ -1,4 +1,4 @@
-"""The image: its lock says what pyproject.toml asks for, with hashes; its user is nobody special; how it reads secrets."""
+"""The image: its lock has what pyproject.toml asks for, with hashes; who it runs as; how it reads secrets."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _strict(schema: Any) -> Any:
     return known
 
 
-# -- what the two Ray objects have in common, and what makes them scale ---------------------------------------------------
+# -- what the two Ray objects have in common, and what makes them scale ------------------------------------------------
 
 
 def test_the_job_has_the_clusters_spec() -> None:
