@@ -340,13 +340,13 @@ def status(address: Address, job: JobId = None) -> None:
 References = Annotated[
     list[str], typer.Argument(metavar="REFERENCE...", help="a sweep's folder or name; run ids; an MLflow experiment")
 ]
-Runs = Annotated[Path, typer.Option(help="the output folder of the runs")]
+Runs = Annotated[str, typer.Option(help="the output of the runs, a folder or URL")]
 Uri = Annotated[str | None, typer.Option(help="MLflow's; default: MLFLOW_TRACKING_URI, else SQLite in the output")]
 Html = Annotated[Path | None, typer.Option(help="file for the page; default: the sweep's folder, or ./comparison")]
 
 
 @app.command()
-def compare(references: References, output: Runs = Path("runs"), uri: Uri = None, html: Html = None) -> None:
+def compare(references: References, output: Runs = "runs", uri: Uri = None, html: Html = None) -> None:
     """Compare configurations: scores with intervals, cost, what matters, and which one to take."""
     from qcrd.compare import compare as compare_runs
     from qcrd.config import TrackingConfig
@@ -359,7 +359,8 @@ def compare(references: References, output: Runs = Path("runs"), uri: Uri = None
 # -- predict: a finished student answers, without a recipe and without Ray ------------------------------------------
 
 Trained = Annotated[
-    Path, typer.Argument(metavar="RUN", help="a run's output folder, a folder student/… in it, or a model folder")
+    str,
+    typer.Argument(metavar="RUN", help="a run's output (folder or URL), a folder student/… in it, or a model folder"),
 ]
 Questions = Annotated[
     str, typer.Argument(metavar="FILE", help='JSON lines, {"question": …}, with an id or not; -: stdin')

@@ -25,6 +25,7 @@ from qcrd.report.sweep_data import Configuration, Status, SweepResults
 from qcrd.report.sweep_page import page_of, write_sweep_report
 from qcrd.report.sweep_sections import choice_line, counts_line, importance_line, others, ranking, subject_of
 from qcrd.report.sweep_statistics import best_choice, importance
+from qcrd.storage import Storage
 from qcrd.tracking import ITEMS, read_items, read_metrics
 
 EARLY_STOPPED, HISTORY = "qcrd.early_stopped", "qcrd.history"
@@ -37,13 +38,17 @@ logger = logging.getLogger(__name__)
 
 
 def compare(
-    references: Sequence[str], output: Path, tracking: TrackingConfig, html: Path | None, display: Display
+    references: Sequence[str], place: str, tracking: TrackingConfig, html: Path | None, display: Display
 ) -> None:
     """Show the table, which configuration to take, and the fields' importance; write the page.
 
-    `html`: the file for the page; default: a whole report in the sweep's folder, or in ./comparison. Raises
+    `place`: the runs' output, a folder or URL. `html`: the file for the page; default: a whole report in the sweep's folder, or in ./comparison. Raises
     `ConfigError` where nothing is found.
     """
+    storage = Storage.of(place)
+    for folder in ("sweeps", "records"):
+        storage.pull(folder)
+    output = storage.folder
     results = results_of(references, output, tracking, display.warn)
     show(results, display)
     if html is not None:

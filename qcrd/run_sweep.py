@@ -260,7 +260,7 @@ def run_sweep(
     for name, value in TUNE_DEFAULTS.items():
         os.environ.setdefault(name, value)
     start_ray()
-    held = trials_at_once(sweep.base)
+    at_once = trials_at_once(sweep.base, parallel)
     folder, config, storage = sweep_folder(sweep), sweep.base, Storage.of(sweep.base.output)
     output = storage.folder
     prepare_output(storage)
@@ -286,7 +286,7 @@ def run_sweep(
              "qcrd.method": config.method},
         )  # fmt: skip
         children = SweepChildren(sweep, record, parent, display)
-        one = _SweepRun(sweep, record, children, display, options, min(parallel or held, held))
+        one = _SweepRun(sweep, record, children, display, options, at_once)
         status = "FAILED"
         try:
             parent.flush()  # the children are tagged with its id

@@ -30,9 +30,12 @@ from qcrd.storage import Storage
 CPUS_PER_WORKER = 1
 
 
-def trials_at_once(config: ExperimentConfig) -> int:
-    """How many trials the cluster holds, such that each has its workers and none waits for another's."""
+def trials_at_once(config: ExperimentConfig, wanted: int | None) -> int:
+    """How many trials run: as many as the cluster holds, such that each has its workers and none waits for another's,
+    and not more than `wanted`. Where GPUs are wanted and none is there, as before an autoscaler, all that are wanted."""
     there, workers = cluster_resources(), config.resources.workers
+    if uses_gpu(config) and not there.get("GPU", 0):
+        return wanted or 1
     if uses_gpu(config):
         share = config.resources.gpu_per_worker
         slots = int(there.get("GPU", 0)) * int(1 / share + 1e-6)
@@ -42,7 +45,7 @@ def trials_at_once(config: ExperimentConfig) -> int:
         raise ConfigError(
             f"resources.workers: {workers} is not allowed; the cluster holds {slots} workers of this kind at once"
         )
-    return slots // workers
+    return min(wanted or slots, slots // workers)
 
 
 def resources_of_trial(config: ExperimentConfig) -> tune.PlacementGroupFactory:

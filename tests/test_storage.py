@@ -18,6 +18,7 @@ from qcrd import storage as storage_module
 from qcrd.artifacts import Artifact
 from qcrd.config import ConfigError
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
+from qcrd.evaluate.answer import student_folder
 from qcrd.pipeline import prepare_output
 from qcrd.storage import FILES, Storage
 from tests.s3 import S3, s3_server
@@ -235,6 +236,23 @@ def test_a_bucket_that_is_not_there_is_an_error_that_names_the_field(
     with pytest.raises(ConfigError, match=r"output: 's3://nobodys/x' cannot be written to"):
         prepare_output(Storage.of("s3://nobodys/x"))
     prepare_output(Storage.of(f"s3://{BUCKET}/mine"))
+
+
+def test_a_student_behind_a_url_is_fetched_and_of_several_one_must_be_named(on_node: Node) -> None:
+    here = on_node("a")
+    for name in ("x-1", "y-2"):
+        write(here.folder / f"student/{name}/best/qcrd.json", "{}")
+        here.publish(f"student/{name}")
+        if name == "x-1":
+            on_node("b")
+            assert student_folder(here.place).parts[-3:] == ("student", "x-1", "best")
+    on_node("c")
+    with pytest.raises(ConfigError, match=rf"2 students; give one of {here.place}/student/x-1, "):
+        student_folder(here.place)
+    folder = student_folder(f"{here.place}/student/y-2")
+    assert folder.is_relative_to(here.folder) and folder.parts[-2:] == ("y-2", "best")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        student_folder(f"{here.place}/student/z-3")
 
 
 def test_an_unknown_kind_of_url_is_an_error_that_names_the_field() -> None:

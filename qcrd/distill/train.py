@@ -60,7 +60,7 @@ def check_resources(config: ExperimentConfig) -> None:
         needs = {"CPU": (0, resources.negatives_cpus), "GPU": (1, negatives_gpus(config))}
     for kind, (worker, actor) in needs.items():
         needed, has = resources.workers * worker + resources.negatives_actors * actor, there.get(kind, 0)
-        if needed > has:
+        if needed > has > 0:  # where there is none yet, an autoscaler may start a node
             raise ConfigError(
                 f"resources.negatives_{kind.lower()}s: {actor:g} is not allowed; {resources.workers} training workers "
                 f"and {resources.negatives_actors} negatives actors need {needed:g} {kind}s, the cluster has {has:g}"

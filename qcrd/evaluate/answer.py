@@ -25,6 +25,7 @@ from qcrd.distill.generation import generate
 from qcrd.distill.student import Student, encode_inputs, load_student
 from qcrd.evaluate.metrics import EXPLAINING
 from qcrd.rationales.single_task import after_phrase
+from qcrd.storage import Storage, is_url
 
 SETTINGS = "qcrd.json"
 BATCH = 64
@@ -32,11 +33,12 @@ BATCH = 64
 SHOW_SECONDS = 10.0
 
 
-def student_folder(run: Path) -> Path:
-    """The model folder that `run` names: a model folder, a student's artifact, or an output folder with exactly one.
+def student_folder(place: str) -> Path:
+    """The model folder that `place` names: a model folder, a student's artifact, or an output folder with exactly one.
 
-    Raises `ConfigError`, which lists the students where there are several.
+    The latter two may be URLs. Raises `ConfigError`, which lists the students where there are several.
     """
+    run = _fetched(place) if is_url(place) else Path(place)
     for folder in (run, run / "best"):
         if (folder / SETTINGS).is_file():
             return folder
@@ -51,6 +53,22 @@ def student_folder(run: Path) -> Path:
             f"folder with {SETTINGS}"
         )
     return found[0]
+
+
+def _fetched(url: str) -> Path:
+    """The student behind a URL, on this node; the output's folder where there is not exactly one."""
+    place, _, name = url.rstrip("/").partition("/student/")
+    storage = Storage.of(place)
+    try:
+        names = (
+            [name.partition("/")[0]] if name else sorted({one.split("/")[1] for one in storage.published("student")})
+        )
+        if len(names) > 1:
+            listed = ", ".join(f"{place}/student/{one}" for one in names)
+            raise ConfigError(f"RUN: '{url}' has {len(names)} students; give one of {listed}")
+        return storage.fetch(f"student/{names[0]}") if names else storage.folder
+    except (FileNotFoundError, PermissionError) as error:
+        raise ConfigError(f"RUN: '{url}' cannot be read: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -142,7 +160,7 @@ def answer(
     return done
 
 
-def answer_file(run: Path, file: str, output: Path | None, explain: bool) -> None:
+def answer_file(run: str, file: str, output: Path | None, explain: bool) -> None:
     """`qcrd predict`: the questions of `file` ("-": standard input) to standard output as they come, or to `output`,
     which is there whole or not at all. Raises `ConfigError`."""
     folder = student_folder(run)

@@ -46,7 +46,7 @@ def test_the_answers_are_those_of_the_evaluation(output: Path, tmp_path: Path, m
     monkeypatch.setattr(answer, "BATCH", 4)  # two batches
     rows = [{"question": text} if n % 2 else {"id": f"q{n}", "text": text} for n, text in enumerate(TEXTS)]
     (tmp_path / "in.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
-    answer_file(output, str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", explain=True)
+    answer_file(str(output), str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", explain=True)
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     labels, rationales = as_evaluated(output / "student" / "x-0123" / "best")
     assert [row["label"] for row in found] == labels and [row["rationale"] for row in found] == rationales
@@ -98,13 +98,13 @@ def test_a_bad_line_is_named(line: bytes, message: str):
 
 def test_the_student_is_found_or_the_choice_is_listed(output: Path, tmp_path: Path):
     best = output / "student" / "x-0123" / "best"
-    assert {student_folder(folder) for folder in (output, best.parent, best)} == {best}
+    assert {student_folder(str(folder)) for folder in (output, best.parent, best)} == {best}
     with pytest.raises(ConfigError, match=r"^RUN: '.*' has no finished student; give a run's output folder"):
-        student_folder(tmp_path)
+        student_folder(str(tmp_path))
     for name in ("b", "a"):
         write_artifact(tmp_path, name)
     with pytest.raises(ConfigError) as caught:
-        student_folder(tmp_path)
+        student_folder(str(tmp_path))
     assert (
         str(caught.value) == f"RUN: '{tmp_path}' has 2 students; give one of {tmp_path}/student/a, {tmp_path}/student/b"
     )
@@ -120,12 +120,12 @@ def test_a_label_behind_an_answer_phrase():
 def test_what_is_missing_is_said(output: Path, tmp_path: Path):
     (tmp_path / "in").write_text("")
     with pytest.raises(ConfigError, match=r"^FILE: '/no/such' does not exist"):
-        answer_file(output, "/no/such", None, False)
+        answer_file(str(output), "/no/such", None, False)
     with pytest.raises(ConfigError, match=r"^--output: '/no/such' is no folder"):
-        answer_file(output, str(tmp_path / "in"), Path("/no/such/out"), False)
+        answer_file(str(output), str(tmp_path / "in"), Path("/no/such/out"), False)
     with pytest.raises(ConfigError, match=r"^--explain: .* the method 'finetune' teaches no rationales"):
-        answer_file(write_artifact(tmp_path, "x", method="finetune"), str(tmp_path / "in"), None, True)
+        answer_file(str(write_artifact(tmp_path, "x", method="finetune")), str(tmp_path / "in"), None, True)
     write_student(tmp_path / "torn")
     (tmp_path / "torn" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"^RUN: '.*torn' cannot be loaded: "):
-        answer_file(tmp_path / "torn", str(tmp_path / "in"), None, False)
+        answer_file(str(tmp_path / "torn"), str(tmp_path / "in"), None, False)
