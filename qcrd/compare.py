@@ -42,8 +42,8 @@ def compare(
 ) -> None:
     """Show the table, which configuration to take, and the fields' importance; write the page.
 
-    `place`: the runs' output, a folder or URL. `html`: the file for the page; default: a whole report in the sweep's folder, or in ./comparison. Raises
-    `ConfigError` where nothing is found.
+    `place`: the runs' output, a folder or URL. `html`: the file for the page; default: a whole report in the sweep's
+    folder, or in ./comparison. Raises `ConfigError` where nothing is found.
     """
     storage = Storage.of(place)
     for folder in ("sweeps", "records"):

@@ -32,7 +32,7 @@ CPUS_PER_WORKER = 1
 
 def trials_at_once(config: ExperimentConfig, wanted: int | None) -> int:
     """How many trials run: as many as the cluster holds, such that each has its workers and none waits for another's,
-    and not more than `wanted`. Where GPUs are wanted and none is there, as before an autoscaler, all that are wanted."""
+    and not more than `wanted`. Where GPUs are to be used and none is there yet (an autoscaler), all that are wanted."""
     there, workers = cluster_resources(), config.resources.workers
     if uses_gpu(config) and not there.get("GPU", 0):
         return wanted or 1
