@@ -4,30 +4,43 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 from collections.abc import Iterator
+from typing import Any
 
 import fsspec
 import pytest
 
 
 class S3:
-    """A server that can be stopped and started again on its port."""
+    """A server that can be stopped and started again on its port. While `refuses`, it answers 503 to everything."""
 
     def __init__(self) -> None:
-        from moto.server import ThreadedMotoServer
-
         with socket.socket() as found:
             found.bind(("127.0.0.1", 0))
             self.port = found.getsockname()[1]
-        self._make = lambda: ThreadedMotoServer(ip_address="127.0.0.1", port=self.port, verbose=False)
-        self._server = self._make()
+        self.refuses, self.refused = False, 0
 
     def start(self) -> None:
-        self._server = self._make()
-        self._server.start()
+        from moto.server import DomainDispatcherApplication, create_backend_app
+        from werkzeug.serving import make_server
+
+        self._app = DomainDispatcherApplication(create_backend_app)
+        self._server = make_server("127.0.0.1", self.port, self._answer, threaded=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread.start()
 
     def stop(self) -> None:
-        self._server.stop()
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def _answer(self, environ: Any, start_response: Any) -> Any:
+        if not self.refuses:
+            return self._app(environ, start_response)
+        self.refused += 1
+        start_response("503 Slow Down", [("Content-Length", "0")])
+        return [b""]
 
 
 @contextlib.contextmanager

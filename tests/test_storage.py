@@ -7,7 +7,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -190,42 +189,30 @@ def test_training_goes_on_from_the_newest_checkpoint_of_any_node(on_node: Node) 
     assert store_on("c").newest() == 1
 
 
-class _Unavailable(BaseHTTPRequestHandler):
-    """Answers 503 to everything."""
-
-    count = 0
-
-    def _refuse(self) -> None:
-        type(self).count += 1
-        self.send_response(503)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = _refuse
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-
 def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    s3: S3, on_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Unavailable)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    for name, value in {"ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "y", "MAX_ATTEMPTS": "1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.server_port}")
-    S3FileSystem.clear_instance_cache()  # a client keeps the server of an earlier test
-    monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path))
-    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.5)
-    storage = Storage.of("s3://away/x")
+    storage = on_node("a")
     write(storage.folder / "stage/x/one", "text")
-    with pytest.raises(OSError):
-        storage.publish("stage/x")
-    with pytest.raises(OSError):  # what cannot be asked for is not taken for missing
-        storage.has("stage/y")
-    assert _Unavailable.count > 1
-    server.shutdown()
+
+    def answers_again() -> None:
+        while s3.refused < 2:
+            time.sleep(0.01)
+        s3.refuses = False
+
+    s3.refuses = True
+    threading.Thread(target=answers_again).start()
+    storage.publish("stage/x")
+    assert s3.refused >= 2 and storage.is_published("stage/x")
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.2)
+    s3.refuses = True
+    try:
+        with pytest.raises(OSError):
+            storage.publish("stage/x")
+        with pytest.raises(OSError):  # what cannot be asked for is not taken for missing
+            storage.has("stage/y")
+    finally:
+        s3.refuses = False
 
 
 def test_a_bucket_that_is_not_there_is_an_error_that_names_the_field(

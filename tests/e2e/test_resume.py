@@ -14,13 +14,11 @@ from pathlib import Path
 
 import psutil
 import pytest
-from ray.cluster_utils import Cluster
 from safetensors.torch import load_file
 
 from qcrd.artifacts import digest_of, file_digest
-from qcrd.storage import Storage
 from tests.e2e.whole_runs import command, only, rows_of, run
-from tests.s3 import s3_server
+from tests.nodes import nodes_over_s3
 
 pytestmark = pytest.mark.e2e
 
@@ -58,41 +56,13 @@ def assert_same(output: Path, other: Path) -> None:
 
 
 def test_a_node_lost_in_training_with_its_disk_changes_nothing_where_the_output_is_a_bucket(
-    whole: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Path, str], tmp_path: Path
 ):
-    """Head, driver and two nodes have a folder of their own each, and share a bucket alone."""
-
-    def scratch(node: str) -> dict[str, str]:
-        return {"QCRD_SCRATCH": str(tmp_path / node)}
-
-    with s3_server("runs"):
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": scratch("head")})
-        try:
-            workers = {name: nodes.add_node(num_cpus=1, env_vars=scratch(name)) for name in ("one", "two")}
-            monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-            monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path / "driver"))
-            command_line = [part for part in command(tmp_path) if not part.startswith("output=")]
-            command_line += ["output=s3://runs/deep/x", "resources.threads=2", "tracking.enabled=False"]
-            log = tmp_path / "log"
-            with log.open("w") as stream:
-                process = subprocess.Popen(command_line, stdout=stream, stderr=subprocess.STDOUT, cwd=tmp_path)
-            deadline = time.monotonic() + 300
-            while not (at_it := list(tmp_path.glob("*/*/checkpoints/*/checkpoints/iteration-00002"))):
-                assert time.monotonic() < deadline and process.poll() is None, log.read_text()[-3000:]
-                time.sleep(0.05)
-            lost = at_it[0].relative_to(tmp_path).parts[0]
-            nodes.remove_node(workers[lost], allow_graceful=False)
-            shutil.rmtree(tmp_path / lost)
-            assert process.wait(300) == 0, log.read_text()[-3000:]
-            place = Storage.of("s3://runs/deep/x")
-            assert not (place.folder / "checkpoints").exists() or not list(place.folder.glob("checkpoints/*/snapshots"))
-            monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path / "reader"))
-            for stage in ("samples", "training_set", "student", "predictions", "report"):
-                (name,) = {"/".join(one.split("/")[:2]) for one in place.published(stage)}
-                place.fetch(name)
-            assert_same(place.folder, whole[0])
-        finally:
-            nodes.shutdown()
+    with nodes_over_s3(tmp_path, "one", "two") as nodes:
+        nodes.start([*command(tmp_path), "resources.threads=2", "tracking.enabled=False"])
+        nodes.lose(nodes.node_with("checkpoints/*/checkpoints/iteration-00002"))
+        nodes.finish()
+        assert_same(nodes.output("samples", "training_set", "student", "predictions", "report"), whole[0])
 
 
 def without(output: Path, copy: Path, *stages: str) -> Path:
