@@ -21,9 +21,9 @@ test-unit: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "not ray and not e2e and not faults" --ignore tests/ray --ignore tests/e2e --ignore tests/faults --durations=5
 
 test: lint test-unit
-	$(BIN)/python -m pytest -n 2 --dist loadscope -m "ray or e2e" --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadscope -m "ray or e2e" --durations=10
 
-# Ten kills of one job, a node that dies: too long for every change (README).
+# Ten kills of one job, nodes that die, whole sweeps, load: too long for every change (README).
 test-faults: .venv/.installed
 	$(BIN)/python -m pytest -m faults --durations=0 -rA
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from sklearn.metrics import roc_auc_score
 
 from qcrd.config import DiscriminatorConfig
 from qcrd.distill.discriminator import Discriminator, JudgedQuestion, judge_optimizer, optimizer_step
@@ -40,6 +39,8 @@ class HeldOut:
 
     def metrics(self) -> dict[str, float]:
         """AUROC against each kind of negative (absent where there is none), mean s+, mean s-."""
+        from sklearn.metrics import roc_auc_score  # seconds of import, which other processes need not wait for
+
         values = {"judge/mean_positive": _mean(self.positive)}
         values["judge/mean_negative"] = _mean(self.real_negative + self.augmented_negative)
         for name, negative in (("real", self.real_negative), ("augmented", self.augmented_negative)):

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from qcrd.records import Prediction, Sample, read_rows
-from tests.e2e.whole_runs import only, rows_of, run
-from tests.teacher.loopback import loopback
+from qcrd.records import Explanation, Prediction, Question, Score, read_rows
+from tests.e2e.whole_runs import WHOLE, only, rows_of, run
 
 pytestmark = pytest.mark.e2e
+PREDICT = "import sys, qcrd.cli\ntry: qcrd.cli.main()\nfinally: assert 'ray' not in sys.modules"
 
 
 def test_a_run_does_all_of_qcrd_and_reports_it(whole: tuple[Path, str]):
@@ -22,7 +25,7 @@ def test_a_run_does_all_of_qcrd_and_reports_it(whole: tuple[Path, str]):
     rows = rows_of(only(output / "student"))
     assert sum("eval/accuracy" in row for row in rows) == 4 and sum("train/loss" in row for row in rows) >= 4
     predictions = read_rows(only(output / "predictions") / "predictions.parquet", Prediction)
-    assert {p.checkpoint for p in predictions} == {"initial", "best", "last"} and len(predictions) == 3 * 24
+    assert {p.checkpoint for p in predictions} == {"initial", "best", "last"} and len(predictions) == 3 * 21
 
 
 def test_mlflow_shows_the_run(whole: tuple[Path, str]):
@@ -47,18 +50,40 @@ def test_mlflow_shows_the_run(whole: tuple[Path, str]):
 def test_a_second_run_skips_everything_and_says_so(whole: tuple[Path, str]):
     output, _ = whole
     before = {path: path.stat().st_mtime_ns for path in output.glob("*/*/artifact.json")}
-    text = run(output)
+    text = run(output, *WHOLE)
     everything = "questions, samples, rationales, training_set, judge, student, predictions, report"
     assert f"already there: {everything}\n" in text and len(before) == 8
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/*/artifact.json")} == before
 
 
-def test_a_real_http_teacher_goes_all_the_way(tmp_path: Path):
-    with loopback() as server:
-        overrides = ["teacher.kind=openai", f"teacher.base_url={server.base_url}", "teacher.model=loopback",
-                     "train.steps=10", "train.iteration_steps=5"]  # fmt: skip
-        text = run(tmp_path / "runs", *overrides, "task.generator.train_size=24", "method=dss")
-        assert server.asked.total() == 72
-    assert "test accuracy: " in text
-    samples = read_rows(only(tmp_path / "runs" / "samples") / "samples.parquet", Sample)
-    assert len(samples) == 72 and all("The answer is" in one.text for one in samples)
+def test_rationales_scores_and_labels_of_test_questions(whole: tuple[Path, str]):
+    """The teacher was asked test questions too; `qcrd predict` answers as the student did, in a process without Ray."""
+    output, text = whole
+    assert "samples 180" in text  # 3 x (48 + 12)
+    folder, report = only(output / "predictions"), only(output / "report") / "report.md"
+    metrics = json.loads((folder / "evaluation.json").read_text())
+    assert metrics["eval/test_explained"] == 6 and metrics["scored_split"] == "test"
+    explanations = read_rows(folder / "explanations.parquet", Explanation)
+    test = [row for row in explanations if row.split == "test"]
+    assert [row.temperature for row in test] == [0.0] * 6 + [0.7] * 6
+    assert {row.question_id.split("-")[1] for row in read_rows(folder / "scores.parquet", Score)} == {"test"}
+    shown = report.read_text()
+    assert shown.count("### test question") == 5 and "| state the gold answer |" in shown
+    assert "The questions are test questions; neither the student nor the judge was trained on any of them." in shown
+    assert "| rationales | samples used (the first 3 of each question) | 144 |" in shown
+
+    questions = {q.id: q for q in read_rows(only(output / "questions") / "questions.parquet", Question)}
+    asked = [questions[row.question_id] for row in test[:6]]
+    lines = "".join(json.dumps({"id": q.id, "text": q.text}) + "\n" for q in asked)
+    command = [sys.executable, "-c", PREDICT, "predict", str(output), "-", "--explain"]
+    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, cwd=output.parent)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["id"] for row in found] == [q.id for q in asked] and "6 questions in" in done.stderr
+    best = {
+        p.question_id: p.text
+        for p in read_rows(folder / "predictions.parquet", Prediction)
+        if p.checkpoint == "best" and p.split == "test"
+    }
+    assert len(best) == 9 and [row["label"] for row in found] == [best[q.id] for q in asked]
+    assert [row["rationale"] for row in found] == [row.text for row in test[:6]]

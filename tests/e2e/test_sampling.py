@@ -1,11 +1,10 @@
-"""Sampling by the command line: Ctrl-C, error rows asked again, and no secret anywhere."""
+"""A whole run with a real HTTP teacher, after which no secret is anywhere."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -27,33 +26,6 @@ def teacher(server: Server, *overrides: str) -> list[str]:
         "teacher.kind=openai", f"teacher.base_url={server.base_url}", "teacher.model=loopback", "method=dss",
         "train.steps=10", "train.iteration_steps=5", "teacher.samples_per_request=1", *overrides,
     ]  # fmt: skip
-
-
-def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(tmp_path: Path):
-    with loopback(delay=0.3) as server:
-        line = command(tmp_path / "runs", *teacher(server, "teacher.concurrency=4"))
-        with subprocess.Popen(
-            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True
-        ) as process:
-            deadline = time.monotonic() + 90
-            while server.asked.total() < 30:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.05)
-            os.killpg(process.pid, signal.SIGINT)
-            pressed = time.monotonic()
-            text, _ = process.communicate(timeout=60)
-            assert time.monotonic() - pressed < 15, text
-        assert process.returncode == 130
-        assert "interrupted; what is there is kept, and the same command goes on where this one stopped" in text
-        time.sleep(1.0)  # what was in flight has arrived
-        asked = server.asked.total()
-        assert asked < 144
-        server.delay = 0.0
-        done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=tmp_path)
-        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-        assert server.asked.total() <= 144 + 4  # what was in flight
-    samples = read_rows(only(tmp_path / "runs" / "samples") / "samples.parquet", Sample)
-    assert len(samples) == 144 and all(one.text for one in samples)
 
 
 def test_no_secret_is_anywhere(tmp_path: Path):
@@ -82,7 +54,7 @@ def test_no_secret_is_anywhere(tmp_path: Path):
             shown += [" ".join(child.cmdline()) for child in [psutil.Process(process.pid), *children]]
             text, _ = process.communicate(timeout=300)
         shown.append(text)
-        assert process.returncode == 0, text[-3000:]
+        assert process.returncode == 0 and "test accuracy: " in text, text[-3000:]
         assert server.keys == {f"Bearer {CANARY}"}
     rows = read_rows(only(tmp_path / "runs" / "samples") / "samples.parquet", Sample)
     assert any("refused for ***" in row.error for row in rows)  # the canary was on its way, and was stopped

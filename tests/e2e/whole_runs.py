@@ -17,6 +17,12 @@ TINY = [
     "checkpoint.keep=2",
 ]  # fmt: skip
 
+WHOLE = [
+    'teacher.splits=["train","test"]', "evaluation.test_limit=9", "evaluation.explained_questions=6",
+    "evaluation.explain_temperatures=[0,0.7]",
+]  # fmt: skip
+"""Of the run that the fixture `whole` makes."""
+
 
 def command(output: Path, *overrides: str) -> list[str]:
     recipe = str(ROOT / "experiments" / "quickstart.py")

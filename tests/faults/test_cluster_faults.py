@@ -19,7 +19,7 @@ from qcrd.records import Sample, read_rows
 from qcrd.sweep_record import read_results
 from tests.e2e.conftest import whole  # noqa: F401 - a fixture
 from tests.e2e.test_resume import assert_same
-from tests.e2e.whole_runs import ROOT, command, only
+from tests.e2e.whole_runs import ROOT, WHOLE, command, only
 from tests.faults.test_sweep_faults import RECIPE, facts, finish, start, sweep_folder
 from tests.nodes import Nodes, nodes_over_s3
 from tests.ray.test_submit import Cluster, client_of, cluster, job_in, wait_for  # noqa: F401 - a fixture
@@ -80,7 +80,7 @@ def test_a_node_lost_while_it_samples_costs_no_more_than_was_under_way(tmp_path:
 @pytest.mark.timeout(900)
 def test_a_node_lost_in_training_with_async_negatives(whole: tuple[Path, str], tmp_path: Path):  # noqa: F811
     with nodes_over_s3(tmp_path, "one", "two", cpus=2) as nodes:
-        nodes.start([*command(tmp_path), *QUIET, "negatives.placement=async"])
+        nodes.start([*command(tmp_path, *WHOLE), *QUIET, "negatives.placement=async"])
         nodes.lose(nodes.node_with("checkpoints/*/checkpoints/iteration-00002"))
         nodes.finish()
         assert_same(nodes.output(*STAGES), whole[0])
@@ -89,7 +89,7 @@ def test_a_node_lost_in_training_with_async_negatives(whole: tuple[Path, str], t
 @pytest.mark.timeout(900)
 def test_a_bucket_that_answers_503_for_twenty_seconds(whole: tuple[Path, str], tmp_path: Path):  # noqa: F811
     with nodes_over_s3(tmp_path, "one") as nodes:
-        nodes.start([*command(tmp_path), *QUIET])
+        nodes.start([*command(tmp_path, *WHOLE), *QUIET])
         nodes.node_with("checkpoints/*/checkpoints/iteration-00002")
         nodes.s3.refuses = True
         time.sleep(20)
@@ -121,7 +121,7 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(
     tmp_path: Path,
 ):
     out = cluster.folder / "killed"
-    submit = ["submit", "experiments/quickstart.py", *command(tmp_path)[5:-1], f"output={out}", "resources.threads=2"]
+    submit = ["submit", "experiments/quickstart.py", *command(out, *WHOLE)[5:], "resources.threads=2"]
     code, shown = cluster.qcrd(*submit, "--no-wait")
     assert code == 0
     head, client = cluster.folder / "head.log", client_of(cluster.address)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -15,6 +18,8 @@ from ray.cluster_utils import Cluster
 
 from experiments.benchmarks.teacher import measure_kills
 from qcrd.records import Sample, read_rows
+from tests.e2e.test_sampling import teacher
+from tests.e2e.whole_runs import command, only
 from tests.ray.test_sample import config_of, run
 from tests.teacher.loopback import loopback
 
@@ -69,3 +74,31 @@ def test_a_node_killed_while_it_samples(cluster: Any, tmp_path: Path):
         assert len(rows) == 450 and all(row.text for row in rows)
         assert server.asked.total() - 450 <= 8  # what was in flight on all nodes
     assert read_rows(tmp_path / "samples.parquet", Sample) == rows
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(tmp_path: Path):
+    with loopback(delay=0.3) as server:
+        line = command(tmp_path / "runs", *teacher(server, "teacher.concurrency=4"))
+        with subprocess.Popen(
+            line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True
+        ) as process:
+            deadline = time.monotonic() + 90
+            while server.asked.total() < 30:
+                assert time.monotonic() < deadline and process.poll() is None
+                time.sleep(0.05)
+            os.killpg(process.pid, signal.SIGINT)
+            pressed = time.monotonic()
+            text, _ = process.communicate(timeout=60)
+            assert time.monotonic() - pressed < 15, text
+        assert process.returncode == 130
+        assert "interrupted; what is there is kept, and the same command goes on where this one stopped" in text
+        time.sleep(1.0)  # what was in flight has arrived
+        asked = server.asked.total()
+        assert asked < 144
+        server.delay = 0.0
+        done = subprocess.run(line, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+        assert server.asked.total() <= 144 + 4  # what was in flight
+    samples = read_rows(only(tmp_path / "runs" / "samples") / "samples.parquet", Sample)
+    assert len(samples) == 144 and all(one.text for one in samples)

@@ -68,7 +68,7 @@ class Killed(Exception):
     """Stands for kill -9: nothing after it runs."""
 
 
-@pytest.mark.ray
+@pytest.mark.faults
 def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Path):
     configs = [base(tmp_path / "trial", seed=seed) for seed in (0, 1)]
     prepare_student(configs[0], display(), open_record(configs[0], display()), DEFAULT_OPTIONS)
@@ -139,7 +139,7 @@ def test_more_workers_than_the_cluster_has_are_refused(tmp_path: Path):
         run_sweep(sweep_of(tmp_path, [1e-3], changes), display())
 
 
-@pytest.mark.ray
+@pytest.mark.faults
 def test_a_trial_that_fails_is_tried_again_then_reported_and_the_sweep_goes_on(tmp_path: Path):
     shown = display()
     sweep = sweep_of(tmp_path, [1e-3, 1e30], {"train.max_grad_norm": 1e30}, max_failures=1)
@@ -190,7 +190,7 @@ def test_a_killed_trial_goes_on_and_equals_an_undisturbed_one(tmp_path: Path):
         run_sweep(sweep, display())
 
 
-@pytest.mark.ray
+@pytest.mark.faults
 def test_optuna_with_asha_and_a_budget_which_a_larger_one_continues(tmp_path: Path):
     space = {"train.learning_rate": tune.loguniform(1e-5, 1e-2), "train.weight_decay": tune.choice([0.0, 0.1])}
     learnable = smoke("smoke", {"method": "finetune", "output": str(tmp_path), "tracking.enabled": False})
