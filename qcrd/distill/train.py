@@ -135,7 +135,10 @@ def run_remotely(
     `out` need not be visible there.
     """
 
-    @ray.remote(num_cpus=1, num_gpus=1 if uses_gpu(config) else 0, max_retries=config.resources.max_failures)
+    @ray.remote(
+        num_cpus=1, num_gpus=1 if uses_gpu(config) else 0, max_retries=config.resources.max_failures,
+        max_calls=1,  # its process would keep what it had at its peak (8 GB were seen), while the student trains
+    )  # fmt: skip
     def task(data: dict[str, Any], names: dict[str, str], queue: Queue) -> tuple[Any, dict[str, bytes]]:
         there = ExperimentConfig.model_validate(data)
         fetched = fetched_inputs(Storage.of(there.output), names)
