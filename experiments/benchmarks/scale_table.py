@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
 from experiments.settings import BENCHMARKS, METHODS
-from qcrd.config import TeacherConfig
+from qcrd.config import TeacherConfig, TrainConfig
 from qcrd.report.paper import BASE, TRAINING_HOURS
 from qcrd.teacher.cost import read_price, spent_usd
 
@@ -32,6 +32,11 @@ CALLS_A_MINUTE = round(0.94 * 128 * 60)
 """Measured: README.md, `python -m experiments.benchmarks.teacher`, 64 at once, answers after 500 ms."""
 PROMPT_TOKENS, REPLY_TOKENS, MOST_REPLY_TOKENS = 458, 19, TeacherConfig().max_tokens
 """Measured by experiments.benchmarks.scale on e-SNLI; the limit of a reply is the config's."""
+CHILD_MIB, CHILD_MLFLOW_MIB, CHILD_SECONDS, CHILD_ROWS = 0.339, 1.22, 1.04, 400
+"""Measured there: what a driver holds of a child's record, what SQLite does, how long that takes; at so many rows."""
+FILE_SECONDS = 5.21 / 300
+"""Measured there against moto: a mirrored file of which a start finds that nothing has changed."""
+ROWS_OF_A_STUDENT, FILES_OF_A_CHILD = STEPS // TrainConfig().log_every + ITERATIONS, 4
 CALLS = (500, 3000, CALLS_A_MINUTE, 30_000)
 """Requests a minute; all but the measured one are examples."""
 
@@ -164,19 +169,41 @@ def bucket_table() -> list[str]:
     seconds = TRAINING_HOURS[BASE, "qcrd"] * 3600 / ITERATIONS
     lines = ["| QCRD students at once | 1 | 8 | 64 |", "| --- | --- | --- | --- |"]
     rates = " | ".join(f"{count * checkpoint_bytes() / seconds / 1e6:,.1f} MB/s" for count in GPUS)
-    rows = " | ".join(f"{count * STEPS / 10 / (seconds * ITERATIONS):.2f}" for count in GPUS)
+    rows = " | ".join(f"{count * ROWS_OF_A_STUDENT / (seconds * ITERATIONS):.2f}" for count in GPUS)
     return [
         *lines, f"| checkpoints ({checkpoint_bytes() / 1e9:.2f} GB each {seconds:,.0f} s) | {rates} |",
         f"| metric rows a second to the driver | {rows} |",
     ]  # fmt: skip
 
 
+def growth_table() -> list[str]:
+    """What a sweep's trainings leave with its driver and stores, in proportion to rows, files and trainings."""
+    counts, longer = (TRIALS, TRIALS * 3), ROWS_OF_A_STUDENT / CHILD_ROWS
+    rows = {
+        "rows of children in the driver's memory": (CHILD_MIB * longer / 1024, "{:,.1f} GiB"),
+        "MLflow's SQLite file": (CHILD_MLFLOW_MIB * longer / 1024, "{:,.1f} GiB"),
+        "copying all of it to MLflow anew, in one thread": (CHILD_SECONDS * longer / 60, "{:,.0f} min"),
+        "a driver's start looks at what is mirrored (moto's speed)": (
+            FILES_OF_A_CHILD * FILE_SECONDS / 60,
+            "{:,.1f} min",
+        ),
+        "checkpoints written to the bucket in all": (checkpoint_bytes() * ITERATIONS / 1e12, "{:,.0f} TB"),
+        "checkpoints and students left in the bucket, at most": (left_bytes() / 1e12, "{:,.1f} TB"),
+    }
+    return [
+        f"| trainings of a sweep, each to its end | {' | '.join(f'{count:,}' for count in counts)} |",
+        "| --- | --- | --- |",
+        *(f"| {name} | {' | '.join(text.format(each * count) for count in counts)} |"
+          for name, (each, text) in rows.items()),
+    ]  # fmt: skip
+
+
 def main() -> None:
-    for table in (gpu_table(), sampling_table(), token_table(), bucket_table()):
+    for table in (gpu_table(), sampling_table(), token_table(), bucket_table(), growth_table()):
         print("\n".join(table), end="\n\n")
-    a_trial = left_bytes() / 1e9
-    print(f"left of a training: at most {a_trial:.1f} GB; of 500: {a_trial * TRIALS / 1e3:.1f} TB")
-    print(f"written by a training: {checkpoint_bytes() * ITERATIONS / 1e9:.0f} GB")
+    print(
+        f"A training leaves at most {left_bytes() / 1e9:.1f} GB, and wrote {checkpoint_bytes() * ITERATIONS / 1e9:.0f}."
+    )
 
 
 if __name__ == "__main__":

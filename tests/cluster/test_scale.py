@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,23 +16,31 @@ from qcrd.run_grid import jobs_of
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = (ROOT / "cluster" / "SCALE.md").read_text()
-LINES = SCALE.splitlines()
+LINES, FLAT = SCALE.splitlines(), " ".join(SCALE.split())
 
 
 @pytest.mark.parametrize(
     "table",
-    [scale_table.gpu_table, scale_table.sampling_table, scale_table.token_table, scale_table.bucket_table],
-)
-def test_the_tables_are_those_of_the_arithmetic(table) -> None:
+    [
+        scale_table.gpu_table, scale_table.sampling_table, scale_table.token_table, scale_table.bucket_table,
+        scale_table.growth_table,
+    ],
+)  # fmt: skip
+def test_the_tables_are_those_of_the_arithmetic(table: Callable[[], list[str]]) -> None:
     begin = LINES.index(table()[0])
     assert LINES[begin : begin + len(table())] == table()
 
 
 def test_numbers_in_the_text_are_those_of_the_arithmetic() -> None:
     assert f"{scale_table.left_bytes() / 1e9:.1f} GB" in SCALE
-    assert f"{scale_table.left_bytes() * scale_table.TRIALS / 1e12:.1f} TB" in SCALE
     assert f"{scale_table.checkpoint_bytes() * scale_table.ITERATIONS / 1e9:.0f} GB" in SCALE
     assert f"{scale_table.GPU_HOUR_USD:.2f}" in SCALE
+    hours = scale_table.table1_hours()
+    assert f"{makespan(hours, 8):.1f} hours on 8 GPUs" in FLAT
+    assert f"longest first would be {makespan(sorted(hours, reverse=True), 8):.1f}" in FLAT
+    epoch = -(-scale_table.ESNLI_QUESTIONS // scale_table.BATCH)
+    assert f"{epoch:,} steps" in FLAT and f"{epoch / scale_table.STEPS:.2f} x 13.0 hours a seed" in FLAT
+    assert f"46 MB/s on loopback, so {scale_table.checkpoint_bytes() / 46e6:.0f} s of" in FLAT
     assert len(LINES) < 150
 
 
