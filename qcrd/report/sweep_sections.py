@@ -87,9 +87,9 @@ def _cost(one: Configuration) -> list[str]:
 def ranking(results: SweepResults) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the finished configurations, best first."""
     header = ["rank", "configuration", f"{SCORE}, %", "minus the best", "seeds", "time", "steps", *results.fields]
-    rows = []
-    for rank, one in enumerate(results.finished, start=1):
-        behind = "" if rank == 1 else _behind(one, results.finished[0])
+    rows, finished = [], results.finished
+    for rank, one in enumerate(finished, start=1):
+        behind = "" if rank == 1 else _behind(one, finished[0])
         score = f"{100 * one.score:.1f}{_points(score_interval(one))}"
         rows.append([str(rank), one.key, score, behind, str(len(one.best())), *_cost(one), *_values(one, results)])
     return header, rows
