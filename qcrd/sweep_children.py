@@ -18,7 +18,7 @@ from qcrd.search_space import most_samples
 from qcrd.storage import Storage
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import SweepRecord
-from qcrd.tracking import RunRecord, is_behind, is_open
+from qcrd.tracking import RunRecord, is_behind, is_open, read_metrics
 
 
 class SweepChildren:
@@ -92,9 +92,15 @@ class SweepChildren:
             for seed in self._sweep.seeds:
                 if is_open(self._folder(key, seed)):
                     self._open[key, seed] = self.open(key, seed)
-                    if rows := kept_rows(self._training(key, seed)):  # also news that were under way at the kill
-                        self._open[key, seed].restart_stage("student", rows)
+                    self._add_lost_news(key, seed)
             self._close(key)
+
+    def _add_lost_news(self, key: str, seed: int) -> None:
+        """Rows that were under way at the kill, from the training's own files."""
+        child = self._open[key, seed]
+        known = max((row["step"] for row in read_metrics(child.folder) if row["stage"] == "student"), default=-1)
+        rows = [row for row in kept_rows(self._training(key, seed)) if row["step"] > known]
+        self.on_event({"kind": "metrics", "trial": key, "seed": seed, "rows": rows})
 
     def _training(self, key: str, seed: int) -> Path:
         """Where the training of a configuration and seed has its checkpoints and results."""
