@@ -19,6 +19,7 @@ from qcrd.distill.student import encode_inputs, encode_targets, load_student, tr
 from qcrd.rationales.consistency import judge_question
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Rationale, Sample, Vote
+from qcrd.storage import Storage
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.base import Call
 from qcrd.teacher.simulated import SimulatedTeacher
@@ -81,7 +82,7 @@ class DyingStore(CheckpointStore):
     """A store whose process dies when it is about to save an iteration."""
 
     def __init__(self, folder: Path, identity: dict[str, Any], die_at: int | None = None) -> None:
-        super().__init__(folder, identity, keep=1, gap=2)
+        super().__init__(Storage.of(folder.parent), folder.name, identity, keep=1, gap=2)
         self.die_at = die_at
 
     def save(self, iteration: int, *rest: Any) -> None:
