@@ -308,7 +308,8 @@ def submit(
             if no_wait:
                 display.say(advice)
                 return
-            info = jobs.follow(client, job_id, display)
+            with insistent_interrupts():
+                info = jobs.follow(client, job_id, display)
         except (KeyboardInterrupt, ConnectionError) as error:
             reason = "detached" if isinstance(error, KeyboardInterrupt) else str(error)
             display.warn(f"{reason}; {job_id} is not stopped by this\n{advice}")
