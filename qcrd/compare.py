@@ -45,7 +45,7 @@ def compare(
     `place`: the runs' output, a folder or URL. `html`: the file for the page; default: a whole report in the sweep's
     folder, or in ./comparison. Raises `ConfigError` where nothing is found.
     """
-    storage = Storage.of(place)
+    storage = Storage.of(place).for_reading()
     for folder in ("sweeps", "records"):
         storage.pull(folder)
     output = storage.folder

@@ -18,6 +18,7 @@ from qcrd.artifacts import digest_of
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.grid import Grid
 from qcrd.recipes import project_root, recipe_file
+from qcrd.storage import is_url
 from qcrd.sweep import Sweep
 from qcrd.tasks import get_task
 from qcrd.tasks.parsers import get_parser
@@ -131,7 +132,7 @@ def check_settings(made: Made, root: Path) -> None:
 
 
 def _check_place(field: str, place: str) -> None:
-    if not (Path(place).is_absolute() or re.match(r"[a-z][a-z0-9+.-]*://", place)):
+    if not (Path(place).is_absolute() or is_url(place)):
         raise ConfigError(
             f"{field}: {place!r} is not allowed in a submitted job, which runs in a temporary copy of the code; give "
             "an absolute path that all nodes share, or a URL such as s3://bucket/folder"

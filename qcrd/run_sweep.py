@@ -370,10 +370,15 @@ def _fit(one: _SweepRun, trainable: Any, space: dict[str, Any] | None, **how: An
             checkpoint_config=tune.CheckpointConfig(num_to_keep=CHECKPOINTS_KEPT),
         ),
     )  # fmt: skip
-    for begin in (lambda: None, tuner.fit):  # first an earlier start's state, which nobody reads, is deleted
-        begin()
+
+    def forget() -> None:
+        """Tune's own state, which nobody reads."""
         shutil.rmtree(folder / TUNE, ignore_errors=True)
         storage.unpublish(f"sweeps/{folder.name}/{TUNE}")
+
+    forget()  # an earlier start's
+    tuner.fit()
+    forget()
 
 
 def _most_iterations(one: _SweepRun) -> int:

@@ -17,7 +17,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -114,15 +114,21 @@ class _Bucket:
 
 @dataclass(frozen=True)
 class Storage:
-    """One output. `place`: an absolute folder, or a URL; it means the same on every node."""
+    """One output. `place`: an absolute folder, or a URL; it means the same on every node. `copy`: of a URL, which of
+    this node's copies; that of a reader is none that a driver works in."""
 
     place: str
+    copy: str = ""
 
     @classmethod
     def of(cls, output: str | Path) -> Storage:
         """Of a config's `output`; a relative folder is one of this process."""
         output = str(output)
         return cls(output.rstrip("/") if is_url(output) else str(Path(output).resolve()))
+
+    def for_reading(self) -> Storage:
+        """The same output, in a copy that may be replaced by what the bucket has while a driver runs here."""
+        return Storage(self.place, "-read")
 
     @property
     def is_remote(self) -> bool:
@@ -135,17 +141,18 @@ class Storage:
             return Path(self.place)
         scratch = Path(os.environ.get("QCRD_SCRATCH") or Path.home() / ".cache" / "qcrd")
         tail = self.place.rstrip("/").rpartition("/")[2]
-        return scratch.resolve() / f"{tail}-{hashlib.sha256(self.place.encode()).hexdigest()[:12]}"
+        return scratch.resolve() / f"{tail}-{hashlib.sha256(self.place.encode()).hexdigest()[:12]}{self.copy}"
 
     @cached_property
     def _bucket(self) -> _Bucket:
         return _Bucket(self.place)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"place": self.place}  # a client of the bucket stays in its process
+        return {"place": self.place, "copy": self.copy}  # a client of the bucket stays in its process
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        object.__setattr__(self, "place", state["place"])
+        for name, value in state.items():
+            object.__setattr__(self, name, value)
 
     def prepare(self) -> None:
         """Make this node's folder, and see that the output can be written to. Raises `ValueError` where it cannot."""
@@ -209,6 +216,10 @@ class Storage:
             _remove(temporary)
         return target
 
+    def fetch_all(self, names: Mapping[str, str]) -> dict[str, Path]:
+        """`fetch` of the folders of some stages: stage → name."""
+        return {stage: self.fetch(name) for stage, name in names.items()}
+
     def publish(self, name: str, source: Path | None = None) -> None:
         """Put a finished folder or file of this node, or what lies at `source`, where other nodes find it."""
         if not self.is_remote:
@@ -254,24 +265,25 @@ class Storage:
             yield
             return
         owner = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
-        self._take(f".leases/{name}", owner, on_wait)
-        ended = threading.Event()
+        place = f".leases/{name}"
+        self._take(place, owner, on_wait)
+
+        def is_ours() -> bool:
+            """Not where this process stood still for so long that another one has taken it."""
+            with contextlib.suppress(FileNotFoundError):
+                return json.loads(self._bucket.read(place))["id"] == owner["id"]
+            return False
 
         def beat() -> None:
-            count = 0
-            while not ended.wait(BEAT_SECONDS):
-                count += 1
-                with contextlib.suppress(OSError):  # the next beat may come through
-                    self._bucket.write(f".leases/{name}", json.dumps({**owner, "beat": count}).encode())
+            if is_ours():
+                self._bucket.write(place, json.dumps({**owner, "beat": time.time()}).encode())
 
-        thread = threading.Thread(target=beat, name="qcrd-lease", daemon=True)
-        thread.start()
         try:
-            yield
+            with _every(BEAT_SECONDS, beat):
+                yield
         finally:
-            ended.set()
-            thread.join()
-            self._bucket.remove([f".leases/{name}"])
+            if is_ours():
+                self._bucket.remove([place])
 
     def _take(self, name: str, owner: dict[str, Any], on_wait: Callable[[], None]) -> None:
         seen, since, waited = b"", time.monotonic(), False
@@ -306,26 +318,19 @@ class Storage:
             return
         for name in folders:
             self._pull(name, without)
-        ended = threading.Event()
 
-        def follow() -> None:
-            while not ended.wait(SYNC_SECONDS):
-                with contextlib.suppress(OSError):  # the next look may come through
-                    for name in folders:
-                        self._push(name, without)
-
-        thread = threading.Thread(target=follow, name="qcrd-mirror", daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+        def push() -> None:
             for name in folders:
                 self._push(name, without)
 
+        try:
+            with _every(SYNC_SECONDS, push):
+                yield
+        finally:
+            push()
+
     def pull(self, folder: str) -> Path:
-        """What is mirrored of a folder, on this node, for reading."""
+        """What is mirrored of a folder, in this copy, which must be one for reading."""
         if self.is_remote:
             self._pull(folder, ())
         return self.folder / folder
@@ -370,6 +375,25 @@ class Storage:
         temporary.replace(path)
 
 
+@contextlib.contextmanager
+def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
+    """A thread makes the call again and again until the block ends. A storage that is away waits for the next time."""
+    ended = threading.Event()
+
+    def go_on() -> None:
+        while not ended.wait(seconds):
+            with contextlib.suppress(OSError):
+                call()
+
+    thread = threading.Thread(target=go_on, name="qcrd-storage", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
 def _state(path: Path) -> list[int]:
     """Changes when the file does."""
     about = path.stat()
@@ -378,15 +402,18 @@ def _state(path: Path) -> list[int]:
 
 def _has_died(owner: dict[str, Any]) -> bool:
     """Whether the holder of a lease was a process of this machine that is gone."""
-    if owner["host"] != socket.gethostname():
-        return False
+    return owner["host"] == socket.gethostname() and not is_alive(owner["process"])
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine is there."""
     try:
-        os.kill(owner["process"], 0)
+        os.kill(process, 0)
     except ProcessLookupError:
-        return True
-    except PermissionError:
         return False
-    return False
+    except PermissionError:  # another user's
+        return True
+    return True
 
 
 def _remove(path: Path) -> None:

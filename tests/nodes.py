@@ -62,7 +62,7 @@ class Nodes:
         """The output folder as somebody finds it who has the bucket alone."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("QCRD_SCRATCH", str(self.folder / "reader"))
-            storage = Storage(PLACE)
+            storage = Storage(PLACE).for_reading()
             for stage in stages:
                 (name,) = {"/".join(one.split("/")[:2]) for one in storage.published(stage)}
                 storage.fetch(name)

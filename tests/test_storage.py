@@ -153,7 +153,19 @@ def test_growing_files_follow_a_driver_to_another_node(on_node: Node) -> None:
     write(here.folder / "records/x/metrics.jsonl", "1\n2\n3\n")  # as by a driver that died before it was sent
     with here.mirror("records/x"):
         assert (here.folder / "records/x/metrics.jsonl").read_text() == "1\n2\n3\n"
-    assert on_node("c").pull("records/x").joinpath("metrics.jsonl").read_text() == "1\n2\n3\n"
+    assert on_node("c").for_reading().pull("records/x").joinpath("metrics.jsonl").read_text() == "1\n2\n3\n"
+
+
+def test_who_reads_leaves_alone_what_a_driver_on_the_same_node_writes(on_node: Node) -> None:
+    here = on_node("a")
+    path = here.folder / "sweeps/x/trials.jsonl"
+    with here.mirror("sweeps/x"):
+        write(path, "1\n")
+        here._push("sweeps/x", ())
+        write(path, "1\n2\n")  # not sent yet
+        assert here.for_reading().pull("sweeps").joinpath("x/trials.jsonl").read_text() == "1\n"
+        assert path.read_text() == "1\n2\n"
+    assert here.for_reading().pull("sweeps").joinpath("x/trials.jsonl").read_text() == "1\n2\n"
 
 
 def checkpoint_of(iteration: int) -> Checkpoint:

@@ -45,7 +45,7 @@ class NegativesActor:
         torch.set_num_threads(threads)
         settings = ExperimentConfig.model_validate(config)
         self._storage, self._training, self._rank, self._count = Storage.of(settings.output), training, rank, count
-        data = load_training_data(settings, {stage: self._storage.fetch(name) for stage, name in inputs.items()})
+        data = load_training_data(settings, self._storage.fetch_all(inputs))
         self._maker = NegativeMaker(
             settings, data, schedule_of(settings, len(data.examples)), self._load_snapshot,
             lambda: build_student(settings.student, data.tokenizer, settings.seed, torch.device(device)),

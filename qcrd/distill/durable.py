@@ -19,6 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from qcrd.artifacts import sync_folder
+from qcrd.storage import is_alive
 
 
 @contextlib.contextmanager
@@ -52,7 +53,7 @@ def remove_left_overs(folder: Path) -> None:
     """Delete what dead processes of this host were writing into `folder`. This process must not be writing there."""
     for path in folder.glob("*.tmp"):
         match = re.search(rf"\.{re.escape(_host())}-(\d+)\.tmp", path.name)
-        if match and (int(match[1]) == os.getpid() or not _is_alive(int(match[1]))):
+        if match and (int(match[1]) == os.getpid() or not is_alive(int(match[1]))):
             shutil.rmtree(path)
 
 
@@ -79,13 +80,3 @@ def _temporary_folder(target: Path) -> Path:
 def _remove(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _is_alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True

@@ -141,7 +141,7 @@ def run_remotely(
     )  # fmt: skip
     def task(data: dict[str, Any], names: dict[str, str], queue: Queue) -> tuple[Any, dict[str, bytes]]:
         there = ExperimentConfig.model_validate(data)
-        fetched = fetched_inputs(Storage.of(there.output), names)
+        fetched = Storage.of(there.output).fetch_all(names)
         with tempfile.TemporaryDirectory(prefix="qcrd-") as folder:
             result = work(there, fetched, Path(folder), *arguments, emit=queue.put)
             files = [path for path in Path(folder).rglob("*") if path.is_file()]
@@ -178,7 +178,7 @@ def _worker(settings: dict[str, Any]) -> str | None:
     storage, name, queue, workers = Storage.of(config.output), settings["name"], settings["queue"], Workers()
     if storage.has(f"{name}/{RESULTS}"):
         return None
-    data = load_training_data(config, fetched_inputs(storage, settings["inputs"]))
+    data = load_training_data(config, storage.fetch_all(settings["inputs"]))
     store = CheckpointStore(storage, name, settings["identity"], config.checkpoint.keep, config.negatives.gap)
     elsewhere = None
     if config.uses_student_negatives() and config.negatives.placement == "async" and workers.rank == 0:
@@ -227,11 +227,6 @@ def train(
 def training_name(fingerprint: str) -> str:
     """Where in the output the checkpoints and results of one training lie."""
     return f"checkpoints/train-{fingerprint}"
-
-
-def fetched_inputs(storage: Storage, names: Mapping[str, str]) -> dict[str, Path]:
-    """Folders of the stages before training, on this node."""
-    return {stage: storage.fetch(name) for stage, name in names.items()}
 
 
 def scaling_of(config: ExperimentConfig) -> ScalingConfig:

@@ -74,7 +74,7 @@ class _SeedRun:
             self.iterations = len(self.accuracies)
             emit({"kind": "restart", "rows": self.rows})
             return
-        data = load_training_data(config, {stage: storage.fetch(name) for stage, name in job.inputs.items()})
+        data = load_training_data(config, storage.fetch_all(job.inputs))
         store = CheckpointStore(storage, job.folder, job.identity, config.checkpoint.keep, config.negatives.gap)
         task = get_task(config.task.name)
         self._training = Training(config, data, task, store, device, emit, workers)

@@ -28,6 +28,13 @@ def teacher(server: Server, *overrides: str) -> list[str]:
     ]  # fmt: skip
 
 
+def wait_until_asked(server: Server, process: subprocess.Popen[str], requests: int) -> None:
+    deadline = time.monotonic() + 90
+    while server.asked.total() < requests:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+
+
 def test_no_secret_is_anywhere(tmp_path: Path):
     """A server that repeats the key in every other refusal; then all that was written, shown and listed is searched."""
 
@@ -46,10 +53,7 @@ def test_no_secret_is_anywhere(tmp_path: Path):
         with subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, env=environment
         ) as process:
-            deadline = time.monotonic() + 90
-            while server.asked.total() < 30:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.05)
+            wait_until_asked(server, process, 30)
             children = psutil.Process(process.pid).children(recursive=True)
             shown += [" ".join(child.cmdline()) for child in [psutil.Process(process.pid), *children]]
             text, _ = process.communicate(timeout=300)

@@ -18,7 +18,7 @@ from ray.cluster_utils import Cluster
 
 from experiments.benchmarks.teacher import measure_kills
 from qcrd.records import Sample, read_rows
-from tests.e2e.test_sampling import teacher
+from tests.e2e.test_sampling import teacher, wait_until_asked
 from tests.e2e.whole_runs import command, only
 from tests.ray.test_sample import config_of, run
 from tests.teacher.loopback import loopback
@@ -83,10 +83,7 @@ def test_ctrl_c_ends_within_seconds_and_the_same_command_goes_on(tmp_path: Path)
         with subprocess.Popen(
             line, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=tmp_path, start_new_session=True
         ) as process:
-            deadline = time.monotonic() + 90
-            while server.asked.total() < 30:
-                assert time.monotonic() < deadline and process.poll() is None
-                time.sleep(0.05)
+            wait_until_asked(server, process, 30)
             os.killpg(process.pid, signal.SIGINT)
             pressed = time.monotonic()
             text, _ = process.communicate(timeout=60)
