@@ -21,7 +21,7 @@ test-unit: .venv/.installed
 	$(BIN)/python -m pytest -n 2 -m "not ray and not e2e and not faults" --ignore tests/ray --ignore tests/e2e --ignore tests/faults --durations=5
 
 test: lint test-unit
-	$(BIN)/python -m pytest -n 3 --dist loadscope -m "ray or e2e" --durations=10
+	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "ray or e2e" --durations=25
 
 # Ten kills of one job, nodes that die, whole sweeps, load: too long for every change (README).
 test-faults: .venv/.installed

@@ -9,13 +9,12 @@ counts are not in it. Where the output is a URL, a finished artifact is publishe
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +71,15 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def model_folder(output: str, model: str) -> Path:
+    """A model folder on this node. `model`: a path, or the URL of one in an artifact of `output`, which is fetched."""
+    storage = Storage.of(output)
+    if not (storage.is_remote and model.startswith(f"{storage.place}/")):
+        return Path(model)
+    stage, artifact, *rest = model.removeprefix(f"{storage.place}/").split("/")
+    return storage.fetch(f"{stage}/{artifact}").joinpath(*rest)
+
+
 @dataclass(frozen=True)
 class Artifact:
     """One stage's output, finished or not."""
@@ -110,22 +118,9 @@ class Artifact:
         following = replace(self, revision=self.revision + 1)
         return following.newest() if self.is_finished() and following.is_finished() else self
 
-    @contextlib.contextmanager
-    def locked(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Keep out others that need the same artifact, here, in another process of this machine, or on another node
-        where the output is a URL, so that nothing is computed or paid for twice. `on_wait` is called where somebody
-        else is at it."""
-        name = f"{self.stage}-{self.path.name}"
-        place = self.storage.folder / ".locks" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            with self.storage.lease(name, on_wait):
-                yield  # closing the file ends the lock, as does the end of the process
+    def locked(self, on_wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+        """Keep out others that need the same artifact, so that nothing is computed or paid for twice."""
+        return self.storage.locked(f"{self.stage}-{self.path.name}", on_wait)
 
     def digest(self) -> str:
         """Content digest of a finished artifact: what enters the fingerprints of the stages after it."""

@@ -162,6 +162,7 @@ def _running() -> Iterator[Display]:
     from qcrd.console import Display
     from qcrd.distill.durable import is_full
     from qcrd.distill.train import TrainingFailed
+    from qcrd.storage import StorageAway
     from qcrd.teacher.asking import Stopped
 
     with Display() as display, insistent_interrupts():
@@ -181,7 +182,7 @@ def _running() -> Iterator[Display]:
             print(f"error: {failed}", file=sys.stderr)
             raise typer.Exit(1) from None
         except OSError as error:
-            if not is_full(error):
+            if not (isinstance(error, StorageAway) or is_full(error)):
                 raise
             print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
             raise typer.Exit(1) from None

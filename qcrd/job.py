@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qcrd import tracking
 from qcrd.artifacts import digest_of
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.grid import Grid
@@ -22,7 +23,6 @@ from qcrd.storage import is_url
 from qcrd.sweep import Sweep
 from qcrd.tasks import get_task
 from qcrd.tasks.parsers import get_parser
-from qcrd.tracking import git_state
 
 Made = ExperimentConfig | Grid | Sweep
 RECIPE, COMMIT = "qcrd.recipe", "qcrd.commit"
@@ -61,10 +61,12 @@ class Job:
     entrypoint: str
     root: Path
     metadata: dict[str, str]
+    variables: dict[str, str]
 
     def runtime_env(self) -> dict[str, Any]:
-        """Ray's runtime environment: the code. What it needs is in the image, and secrets are on the nodes."""
-        return {"working_dir": str(self.root), "excludes": list(EXCLUDES)}
+        """Ray's runtime environment: the code, and of which commit it is. What it needs is in the image, and secrets
+        are on the nodes."""
+        return {"working_dir": str(self.root), "excludes": list(EXCLUDES), "env_vars": dict(self.variables)}
 
 
 def job_of(made: Made, recipe: str, overrides: Sequence[str], flags: Sequence[str], secrets: Sequence[str]) -> Job:
@@ -89,10 +91,11 @@ def job_of(made: Made, recipe: str, overrides: Sequence[str], flags: Sequence[st
     key = digest_of([verb, reference, _plain(made), list(flags), list(secrets)])[:12]
     command = shlex.join(["python", "-m", "qcrd", verb, reference, *overrides, *flags])
     checks = [f': "${{{name}:?is not set on the node of the driver}}"' for name in secrets]
-    state = git_state(root)
+    state = tracking.git_state(root)
+    variables = {tracking.COMMIT: state["commit"], tracking.DIRTY: state["dirty"]}
     commit = state["commit"] + (", with changes" if state["dirty"] == "true" else "")
     metadata = {RECIPE: reference, COMMIT: commit}
-    return Job(f"qcrd-{made.name}-{key}", " && ".join([*checks, command]), root, metadata)
+    return Job(f"qcrd-{made.name}-{key}", " && ".join([*checks, command]), root, metadata, variables)
 
 
 def _plain(made: Made) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -269,7 +269,8 @@ def run(
     prepare_output(storage)
     with contextlib.ExitStack() as stack:
         if record is None:
-            stack.enter_context(storage.mirror(storage.name_of(record_folder(config))))
+            name = storage.name_of(record_folder(config))
+            stack.enter_context(recorded_alone(storage, name, display=display))
             record = open_record(config, display)
         record.start(config, {})
         status = "FAILED"
@@ -280,6 +281,18 @@ def run(
             return finished
         finally:
             record.close(status)
+
+
+@contextlib.contextmanager
+def recorded_alone(storage: Storage, *folders: str, display: Display, without: Sequence[str] = ()) -> Iterator[None]:
+    """Keep the record in the first of these folders to one process, and mirror all of them (see `Storage.mirror`)."""
+    name = folders[0].replace("/", "-")
+
+    def on_wait() -> None:
+        display.say(f"{Path(folders[0]).name}: another run is at it; waiting")
+
+    with storage.locked(name, on_wait), storage.mirror(*folders, without=without):
+        yield
 
 
 def prepare_output(storage: Storage) -> None:
@@ -312,7 +325,8 @@ def with_fixed_student(config: ExperimentConfig, display: Display, options: Opti
 
 
 def _with_fixed(config: ExperimentConfig, student: Artifact) -> ExperimentConfig:
-    negatives = config.negatives.model_copy(update={"fixed": str(student.fetch() / "best")})
+    place = f"{student.storage.place}/{student.full_name}/best"
+    negatives = config.negatives.model_copy(update={"fixed": place})
     return config.model_copy(update={"negatives": negatives})
 
 

@@ -13,12 +13,9 @@ from qcrd.console import Display
 from qcrd.evaluate.comparison import comparison_requests
 from qcrd.grid import Grid
 from qcrd.pipeline import PlannedStage, fixed_recipe, plan, show_cost
-from qcrd.report.paper import HUB_NAMES, TRAINING_HOURS
-from qcrd.run_grid import check_grid, jobs_of
+from qcrd.run_grid import check_grid, jobs_of, paper_hours
 from qcrd.stages import Stage, stages_of
 from qcrd.teacher.cost import CostEstimate
-
-PAPER_STEPS = 10_000
 
 
 @dataclass
@@ -129,13 +126,11 @@ def _add(
             largest[group] = planned.cost.samples, planned.cost
     if stage.name == "student":
         found.students[config.method] += 1
-        student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
-        hours = TRAINING_HOURS.get((student, config.method))
+        hours = paper_hours(config)
         if hours is None:
             found.unknown_hours.add(config.method)
         else:
-            known = found.hours.get(config.method, 0.0)
-            found.hours[config.method] = known + hours * config.train.steps / PAPER_STEPS
+            found.hours[config.method] = found.hours.get(config.method, 0.0) + hours
 
 
 def _key(config: ExperimentConfig, stage: Stage, stages: Mapping[str, Stage]) -> str:

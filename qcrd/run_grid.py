@@ -24,10 +24,21 @@ from qcrd.console import Display
 from qcrd.distill.train import TrainingFailed, uses_gpu
 from qcrd.evaluate.comparison import check_judge, compare_rationales
 from qcrd.grid import STAGE_OF, Cell, Grid
-from qcrd.pipeline import DEFAULT_OPTIONS, Options, check, cluster_resources, prepare_output, run, start_ray, stop_ray
+from qcrd.pipeline import (
+    DEFAULT_OPTIONS,
+    Options,
+    check,
+    cluster_resources,
+    prepare_output,
+    recorded_alone,
+    run,
+    start_ray,
+    stop_ray,
+)
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid_data import CellResult, ComparisonResult, GridResults, Place
 from qcrd.report.grid_report import write_grid_report
+from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
 from qcrd.storage import Storage
 from qcrd.tracking import RunRecord, git_state
 
@@ -54,12 +65,21 @@ class Finished:
     missing: dict[Place, str] = field(default_factory=dict)
 
 
+def paper_hours(config: ExperimentConfig) -> float | None:
+    """Hours of a student's training on one A100-80G, in proportion to the paper's; None where it gives none."""
+    student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
+    hours = TRAINING_HOURS.get((student, config.method))
+    return None if hours is None else hours * config.train.steps / PAPER_STEPS
+
+
 def jobs_of(grid: Grid) -> list[Job]:
-    """All cells and seeds, seed by seed, so that a grid that stops early has whole columns of few seeds."""
+    """All cells and seeds, seed by seed, so that a grid that stops early has whole columns of few seeds; of one seed
+    the longest first, as far as the paper tells, so that no GPU waits for one that began last."""
+    cells = sorted(grid.cells, key=lambda cell: paper_hours(cell.config) or 0.0, reverse=True)
     return [
         Job(cell, with_overrides(cell.config, {"seed": seed}), _last_stage(cell))
         for seed in grid.seeds
-        for cell in grid.cells
+        for cell in cells
         if seed in grid.seeds_of(cell)
     ]
 
@@ -109,7 +129,7 @@ def run_grid(
     config, key = grid.cells[0].config, grid_key(grid)
     storage = Storage.of(config.output)
     prepare_output(storage)
-    with storage.mirror(f"records/{key}", f"grids/{key}"):
+    with recorded_alone(storage, f"records/{key}", f"grids/{key}", display=display):
         return _run_recorded(grid, display, results_root, options, parallel, storage.folder)
 
 

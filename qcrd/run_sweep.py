@@ -25,6 +25,7 @@ from ray.util.queue import Queue
 
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.console import Display
+from qcrd.distill.checkpoint import clear
 from qcrd.distill.population import newest_life, read_member
 from qcrd.distill.results import RESULTS
 from qcrd.distill.train import event_queue, everywhere, named, training_name, uses_gpu
@@ -37,6 +38,7 @@ from qcrd.pipeline import (
     cluster_resources,
     prepare_output,
     prepare_student,
+    recorded_alone,
     run,
     start_ray,
     student_job,
@@ -265,11 +267,9 @@ def run_sweep(
     output = storage.folder
     prepare_output(storage)
     with contextlib.ExitStack() as stack:
-        on_wait = partial(display.say, "another run of this sweep is at it; waiting")
-        stack.enter_context(storage.lease(folder.name, on_wait))
-        stack.enter_context(storage.mirror(f"records/{folder.name}", f"sweeps/{folder.name}", without=(TUNE,)))
+        folders = (f"records/{folder.name}", f"sweeps/{folder.name}")
+        stack.enter_context(recorded_alone(storage, *folders, display=display, without=(TUNE,)))
         record = SweepRecord(folder)
-        stack.enter_context(record.locked())
         record.describe({
             "name": sweep.name, "title": sweep.title, "fields": list(sweep.space), "seeds": list(sweep.seeds),
             "space": description(sweep), "searcher": sweep.searcher, "scheduler": sweep.scheduler,
@@ -294,6 +294,7 @@ def run_sweep(
             one.check_record()
             _run_trials(one)
             children.close_left_over()
+            _clear_stopped(one)
             register_winner = _test_winner(one)
             results = read_results(folder)
             numbers, step = write_sweep_report(results, folder / REPORT), len(record.lines)
@@ -323,6 +324,14 @@ def _run_trials(one: _SweepRun) -> None:
         one.children.close_all()
     if one.is_spent():
         one.display.warn(f"the budget of {one.sweep.budget_hours:g} hours is spent; a larger one goes on")
+
+
+def _clear_stopped(one: _SweepRun) -> None:
+    """Delete the checkpoints of configurations that the scheduler has ended: they are never trained on."""
+    for trial in one.record.trials.values():
+        if trial.status == "stopped":
+            for fingerprint in trial.students:
+                clear(Storage.of(one.sweep.base.output), training_name(fingerprint))
 
 
 def _run_proposals(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None:

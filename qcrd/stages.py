@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar
 
-from qcrd.artifacts import folder_digest
+from qcrd.artifacts import folder_digest, model_folder
 from qcrd.config import ExperimentConfig, ScratchConfig
 from qcrd.console import Display
 from qcrd.distill.discriminator import JudgedQuestion
@@ -315,7 +315,7 @@ def _fixed(config: ExperimentConfig) -> dict[str, Any]:
     """What the fixed writer of negatives is known by: a folder's content; a recipe's name until it is trained."""
     if config.fixed_recipe is not None:
         return {"recipe": config.identity()["negatives"]["fixed"]}
-    return model_identity(str(config.negatives.fixed), None)
+    return model_identity(str(model_folder(config.output, str(config.negatives.fixed))), None)
 
 
 def _make_student(run: StageRun) -> Summary:

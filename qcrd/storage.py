@@ -9,6 +9,8 @@ inside the output, since that is the same on every node. Knows nothing about wha
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -35,6 +37,10 @@ BEAT_SECONDS, STALE_SECONDS = 5.0, 60.0  # of a lease: its holder says that it l
 T = TypeVar("T")
 
 
+class StorageAway(OSError):
+    """A bucket did not answer, or refused to, for as long as it was asked again."""
+
+
 def is_url(place: str) -> bool:
     """Whether an output is one that fsspec has to reach."""
     return "://" in place
@@ -43,23 +49,24 @@ def is_url(place: str) -> bool:
 def _again(error: BaseException) -> bool:
     """Whether a call that failed may succeed later; of a server that is away libraries raise errors of their own."""
     final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, ImportError, ValueError)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # this node's disk
+        return False
     return isinstance(error, Exception) and not isinstance(error, final)
 
 
 def _patiently(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """The call's result, tried again while the storage is away. Raises `OSError` in the end."""
+    """The call's result, tried again while the storage is away. Raises `StorageAway` in the end."""
     retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_again), stop=tenacity.stop_after_delay(RETRY_SECONDS),
         wait=tenacity.wait_exponential_jitter(0.2, 10), reraise=True,
     )  # fmt: skip
     try:
         return retry(call, *arguments, **named)
-    except OSError:
-        raise
     except Exception as error:
         if not _again(error):
             raise
-        raise OSError(f"{type(error).__name__}: {error}") from error
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise StorageAway(f"the output's storage has not answered for {RETRY_SECONDS:g} s: {reason}") from error
 
 
 class _Bucket:
@@ -177,10 +184,13 @@ class Storage:
     def is_published(self, name: str) -> bool:
         return self.is_remote and (self._bucket.is_file(f"{name}/{FILES}") or self._bucket.is_file(name))
 
-    def read_text(self, name: str) -> str:
-        """A small file, from this node or, without keeping it, from the bucket. Raises `FileNotFoundError`."""
+    def read_bytes(self, name: str) -> bytes:
+        """A file, from this node or, without keeping it, from the bucket. Raises `FileNotFoundError`."""
         path = self.folder / name
-        return path.read_text() if path.exists() or not self.is_remote else self._bucket.read(name).decode()
+        return path.read_bytes() if path.exists() or not self.is_remote else self._bucket.read(name)
+
+    def read_text(self, name: str) -> str:
+        return self.read_bytes(name).decode()
 
     def fetch(self, name: str, replace: bool = False) -> Path:
         """The folder or file on this node; with `replace` the published one in any case.
@@ -256,14 +266,26 @@ class Storage:
     # -- who is at it ---------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def lease(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Keep out other nodes, while this process lives. `on_wait` is called where another one is at it.
+    def locked(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Keep out others that want to do the same, here, in another process of this machine, or on another node where
+        the output is a URL. `on_wait` is called where somebody else is at it."""
+        place = self.folder / ".locks" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with place.open("w") as stream:
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                on_wait()
+                fcntl.flock(stream, fcntl.LOCK_EX)
+            with self._leased(name, on_wait) if self.is_remote else contextlib.nullcontext():
+                yield  # closing the file ends the lock, as does the end of the process
+
+    @contextlib.contextmanager
+    def _leased(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Keep out other nodes, while this process lives.
 
         Nodes are not asked for the time: a holder that has not said anything for `STALE_SECONDS` of ours is gone.
         """
-        if not self.is_remote:
-            yield
-            return
         owner = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
         place = f".leases/{name}"
         self._take(place, owner, on_wait)

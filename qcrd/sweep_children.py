@@ -28,7 +28,7 @@ class SweepChildren:
         """`parent`: the record of the sweep's own run."""
         self.parent = parent
         self._sweep, self._record, self._display = sweep, record, display
-        self._output, self._most = Storage.of(sweep.base.output).folder, most_samples(sweep)
+        self._storage, self._most = Storage.of(sweep.base.output), most_samples(sweep)
         self._open: dict[tuple[str, int], RunRecord] = {}
         self._closed: list[RunRecord] = []
 
@@ -44,7 +44,7 @@ class SweepChildren:
                 child.join()
         parent = self.parent.folder.name
         return RunRecord(
-            folder, f"{parent}/{folder.name}", f"{name}, seed {seed}", self._sweep.base.tracking, self._output,
+            folder, f"{parent}/{folder.name}", f"{name}, seed {seed}", self._sweep.base.tracking, self._storage.folder,
             self._display.warn, parent, self.parent.outage_told,
         )  # fmt: skip
 
@@ -80,7 +80,7 @@ class SweepChildren:
             if len(trial.history) > 1:
                 child.add_tags({"qcrd.history": json.dumps(trial.history)})
             child.close("FAILED" if trial.status in ("failed", "unfinished") else "FINISHED", wait=False)
-            self._closed.append(child)
+            self._closed = [*(one for one in self._closed if one.is_copying), child]
 
     def close_all(self) -> None:
         for key in {key for key, _ in self._open}:
@@ -99,16 +99,15 @@ class SweepChildren:
         """Rows that were under way at the kill, from the training's own files."""
         child = self._open[key, seed]
         known = max((row["step"] for row in read_metrics(child.folder) if row["stage"] == "student"), default=-1)
-        rows = [row for row in kept_rows(self._training(key, seed)) if row["step"] > known]
+        rows = [row for row in kept_rows(self._storage, self._training(key, seed)) if row["step"] > known]
         self.on_event({"kind": "metrics", "trial": key, "seed": seed, "rows": rows})
 
-    def _training(self, key: str, seed: int) -> Path:
-        """Where the training of a configuration and seed has its checkpoints and results."""
+    def _training(self, key: str, seed: int) -> str:
+        """Where in the output the training of a configuration and seed has its checkpoints and results."""
         life = newest_life(self._record.folder / "population" / key)
         if life is not None:
-            return life / f"seed{seed}"
-        fingerprint = self._record.trials[key].students[self._sweep.seeds.index(seed)]
-        return self._output / training_name(fingerprint)
+            return self._storage.name_of(life / f"seed{seed}")
+        return training_name(self._record.trials[key].students[self._sweep.seeds.index(seed)])
 
     def join(self) -> None:
         """Wait until the children that are over are copied, as far as that goes on."""
@@ -121,7 +120,7 @@ class SweepChildren:
         if not self.parent.flush():  # it first: the children are linked to it
             return
         for key, seed in itertools.product(self._record.trials, self._sweep.seeds):
-            behind = is_behind(self._folder(key, seed), self._sweep.base.tracking, self._output)
+            behind = is_behind(self._folder(key, seed), self._sweep.base.tracking, self._storage.folder)
             if behind and not self.open(key, seed).catch_up():
                 return
 

@@ -10,12 +10,10 @@ A sweep that is started again reads these lines and nothing else of its past. Kn
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -68,25 +66,12 @@ class SweepRecord:
             for line in text[: text.rfind("\n") + 1].splitlines():
                 self._take(json.loads(line))
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Whoever writes: keep out other processes of this machine, and cut off a torn last line.
-
-        Raises `ConfigError` where another process writes.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / ".lock").open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ConfigError(f"SWEEP: another process runs the sweep in {self.folder}") from None
-            path = self.folder / TRIALS
-            if path.exists():
-                os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-            yield
-
     def describe(self, about: Mapping[str, Any]) -> None:
-        """Write what is swept: name, title, fields, seeds, task, method, simulated, about."""
+        """Begin to write: what is swept (name, title, fields, seeds, task, method, simulated, about). A torn last line
+        is cut off."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if (path := self.folder / TRIALS).exists():
+            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
         write_atomically(self.folder / SWEEP, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
     def propose(self, key: str, values: Mapping[str, Any], students: Sequence[str]) -> None:

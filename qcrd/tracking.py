@@ -31,6 +31,10 @@ OUTAGE_SECONDS = 10.0  # the same where the last sync had failed
 logger = logging.getLogger(__name__)
 
 
+COMMIT, DIRTY = "QCRD_GIT_COMMIT", "QCRD_GIT_DIRTY"
+"""Variables that say of which commit the code of a submitted job is, which travels without its repository."""
+
+
 def git_state(folder: Path) -> dict[str, str]:
     """Commit of the repository around `folder`, and whether tracked files differ from it; "unknown" without one."""
     try:
@@ -39,7 +43,7 @@ def git_state(folder: Path) -> dict[str, str]:
             for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
         )
     except (OSError, subprocess.SubprocessError):
-        return {"commit": "unknown", "dirty": "unknown"}
+        return {"commit": os.environ.get(COMMIT, "unknown"), "dirty": os.environ.get(DIRTY, "unknown")}
     return {"commit": commit.stdout.strip(), "dirty": "true" if status.stdout.strip() else "false"}
 
 
@@ -222,9 +226,14 @@ class RunRecord:
             self.flush()
         self.stop()
 
+    @property
+    def is_copying(self) -> bool:
+        """Whether the thread is at work."""
+        return self._thread is not None and self._thread.is_alive()
+
     def join(self) -> None:
         """Wait, after `stop`, for the last sync, as long as it makes progress."""
-        while self._thread is not None and self._view is not None and self._thread.is_alive():
+        while self._thread is not None and self._view is not None and self.is_copying:
             self._thread.join(0.1)
             if time.monotonic() - self._view.progress > PROGRESS_SECONDS:
                 return

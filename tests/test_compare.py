@@ -254,18 +254,17 @@ def test_command_shows_the_table_and_writes_the_page(store: tuple[Path, dict[str
 def test_a_sweep_is_found_by_name_key_and_folder_and_read_from_its_record(tmp_path: Path):
     folder = tmp_path / "sweeps" / "small-0123456789ab"
     record = SweepRecord(folder)
-    with record.locked():
-        record.describe({
-            "name": "small", "title": "a small sweep", "fields": ["negatives.gap"], "seeds": [0], "simulated": True,
-            "task": "arithmetic", "method": "qcrd", "about": {},
+    record.describe({
+        "name": "small", "title": "a small sweep", "fields": ["negatives.gap"], "seeds": [0], "simulated": True,
+        "task": "arithmetic", "method": "qcrd", "about": {},
+    })  # fmt: skip
+    record.propose("a", {"negatives.gap": 1}, ["f0"])
+    for iteration, accuracy in enumerate((0.25, 0.5), start=1):
+        record.result("a", {
+            "iteration": iteration, "accuracies": [accuracy], "score": accuracy, "seconds": 2.0 * iteration,
+            "seed_seconds": [2.0 * iteration], "steps": 10 * iteration,
         })  # fmt: skip
-        record.propose("a", {"negatives.gap": 1}, ["f0"])
-        for iteration, accuracy in enumerate((0.25, 0.5), start=1):
-            record.result("a", {
-                "iteration": iteration, "accuracies": [accuracy], "score": accuracy, "seconds": 2.0 * iteration,
-                "seed_seconds": [2.0 * iteration], "steps": 10 * iteration,
-            })  # fmt: skip
-        record.end("a", "finished")
+    record.end("a", "finished")
     for reference in ("small", "small-0123456789ab", str(folder)):
         (found,) = results_of([reference], tmp_path, TrackingConfig()).configurations
         assert found.values == {"negatives.gap": 1} and found.curves == {0: (0.25, 0.5)} and found.seconds == 4.0

@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 from rich.console import Console
 
-from experiments import appendix_table3, figure4, table3, table5, table6
+from experiments import appendix_table3, figure4, table1, table3, table5, table6
 from qcrd.cell_files import cell_folder, cell_identity, read_cell, write_cell
 from qcrd.cli import load
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
@@ -60,6 +60,13 @@ def test_more_seeds_are_the_same_grid_and_other_cells_are_not():
     grid = table5.recipe("smoke")
     assert grid_key(grid) == grid_key(grid.model_copy(update={"seeds": (0, 1)}))
     assert grid_key(grid) != grid_key(grid.model_copy(update={"cells": grid.cells[1:]}))
+
+
+def test_of_one_seed_the_longest_trainings_come_first():
+    grid = table1.recipe("paper")
+    jobs = [(job.config.seed, job.config.method) for job in jobs_of(grid)]
+    order = ("qcrd", "mi", "dss", "finetune", "single_task")  # of the last the paper tells no hours
+    assert jobs == [(seed, method) for seed in grid.seeds for method in order for _ in range(4)]
 
 
 def test_measures_without_a_seed_are_taken_once():

@@ -14,12 +14,12 @@ import torch
 from s3fs import S3FileSystem
 
 from qcrd import storage as storage_module
-from qcrd.artifacts import Artifact
+from qcrd.artifacts import Artifact, model_folder
 from qcrd.config import ConfigError
-from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
+from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress, clear
 from qcrd.evaluate.answer import student_folder
 from qcrd.pipeline import prepare_output
-from qcrd.storage import FILES, Storage
+from qcrd.storage import FILES, Storage, StorageAway
 from tests.s3 import S3, s3_server
 
 BUCKET = "output"
@@ -100,7 +100,7 @@ def test_a_local_folder_that_is_not_there_says_what_is_wrong(tmp_path: Path) -> 
         Storage.of(tmp_path).fetch("questions/x")
 
 
-def test_a_lease_keeps_another_node_out_until_its_holder_ends_or_dies(
+def test_a_lock_keeps_another_node_out_until_its_holder_ends_or_dies(
     on_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = on_node("a"), on_node("b")
@@ -108,7 +108,7 @@ def test_a_lease_keeps_another_node_out_until_its_holder_ends_or_dies(
     inside, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with here.lease("student-x", lambda: None):
+        with here.locked("student-x", lambda: None):
             inside.set()
             assert leave.wait(20)
             order.append("first ends")
@@ -121,7 +121,7 @@ def test_a_lease_keeps_another_node_out_until_its_holder_ends_or_dies(
         order.append("second waits")
         leave.set()
 
-    with there.lease("student-x", waits):
+    with there.locked("student-x", waits):
         order.append("second has it")
     thread.join()
     assert order == ["second waits", "first ends", "second has it"]
@@ -131,7 +131,7 @@ def test_a_lease_keeps_another_node_out_until_its_holder_ends_or_dies(
     monkeypatch.setattr(storage_module, "STALE_SECONDS", 0.5)
     here._bucket.write(".leases/student-x", json.dumps(gone).encode())
     started = time.monotonic()
-    with there.lease("student-x", lambda: None):
+    with there.locked("student-x", lambda: None):
         assert time.monotonic() - started > 0.5
 
 
@@ -199,6 +199,9 @@ def test_training_goes_on_from_the_newest_checkpoint_of_any_node(on_node: Node) 
     assert snapshots == ["00000", "00001", "00004", "00005"]
     back.storage._bucket.remove([f"checkpoints/train-x/checkpoints/iteration-00005/{FILES}"])  # half published
     assert store_on("c").newest() == 1
+    clear(on_node("a"), back.name)
+    assert back.storage.published("checkpoints") == [] and list((on_node("a").folder / back.name).iterdir()) == []
+    assert store_on("d").newest() is None
 
 
 def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
@@ -219,9 +222,9 @@ def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
     monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.2)
     s3.refuses = True
     try:
-        with pytest.raises(OSError):
+        with pytest.raises(StorageAway, match=r"storage has not answered for 0.2 s: .*Service Unavailable"):
             storage.publish("stage/x")
-        with pytest.raises(OSError):  # what cannot be asked for is not taken for missing
+        with pytest.raises(StorageAway):  # what cannot be asked for is not taken for missing
             storage.has("stage/y")
     finally:
         s3.refuses = False
@@ -252,6 +255,10 @@ def test_a_student_behind_a_url_is_fetched_and_of_several_one_must_be_named(on_n
     assert folder.is_relative_to(here.folder) and folder.parts[-2:] == ("y-2", "best")
     with pytest.raises(ConfigError, match="cannot be read"):
         student_folder(f"{here.place}/student/z-3")
+    there = on_node("d")  # where a student that writes negatives (negatives.fixed) has not been yet
+    folder = model_folder(here.place, f"{here.place}/student/y-2/best")
+    assert folder == there.folder / "student/y-2/best" and (folder / "qcrd.json").is_file()
+    assert model_folder(here.place, "/models/t5") == Path("/models/t5")
 
 
 def test_an_unknown_kind_of_url_is_an_error_that_names_the_field() -> None:

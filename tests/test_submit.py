@@ -16,6 +16,7 @@ from qcrd.cli import load, main, pairs_of
 from qcrd.config import ConfigError
 from qcrd.job import EXCLUDES, RECIPE, Job, job_of, needed_variables, refuse_secrets, variable_names
 from qcrd.submit import auth_token, check_address, exit_code, outcome
+from qcrd.tracking import git_state
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART, GRID, SWEEP = "experiments/quickstart.py", "experiments/quickstart_methods.py", "experiments/sweeps/gap.py"
@@ -48,7 +49,10 @@ def test_the_job_is_the_same_command_in_the_projects_root(recipe: str, preset: s
     flags = () if preset is None else (f"--preset={preset}",)
     made = job(recipe, preset=preset, flags=flags)
     assert made.entrypoint.split() == ["python", "-m", "qcrd", verb, recipe, OUT, *flags]
-    assert made.root == ROOT and made.runtime_env() == {"working_dir": str(ROOT), "excludes": list(EXCLUDES)}
+    code = git_state(ROOT)
+    variables = {"QCRD_GIT_COMMIT": code["commit"], "QCRD_GIT_DIRTY": code["dirty"]}
+    assert made.root == ROOT
+    assert made.runtime_env() == {"working_dir": str(ROOT), "excludes": list(EXCLUDES), "env_vars": variables}
     assert {".git", ".venv", "/data", "/runs", "mlruns", "*.db", "/build", "__pycache__", ".env"} <= set(EXCLUDES)
     assert made.metadata[RECIPE] == recipe and made.metadata.keys() == {RECIPE, "qcrd.commit"}
 

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 import torch
 from ray.exceptions import RayTaskError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import snapshot_name
@@ -57,7 +57,7 @@ class NegativesActor:
         deadline = time.monotonic() + SNAPSHOT_SECONDS
         while not self._storage.has(name) and time.monotonic() < deadline:
             time.sleep(1.0 if self._storage.is_remote else 0.1)
-        set_weights(model, load_file(self._storage.fetch(name)))
+        set_weights(model, load(self._storage.read_bytes(name)))
 
     def make(self, iteration: int) -> list[list[Generated]]:
         """This actor's share of an iteration's batches."""

@@ -62,6 +62,14 @@ def snapshot_name(training: str, iteration: int) -> str:
     return f"{training}/snapshots/snapshot-{iteration:05d}.safetensors"
 
 
+def clear(storage: Storage, training: str) -> None:
+    """Delete a training's snapshots and checkpoints, on this node and in a bucket, once nobody will go on from them."""
+    for kind in KINDS:
+        storage.unpublish(f"{training}/{kind}")
+        if (folder := storage.folder / training / kind).exists():
+            discard(folder)
+
+
 class CheckpointStore:
     """Snapshots and checkpoints of one training, in one folder of an output that one process writes to.
 

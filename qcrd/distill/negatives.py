@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 from torch import nn
 
+from qcrd.artifacts import model_folder
 from qcrd.config import ExperimentConfig
 from qcrd.distill.batching import length_sorted_batches
 from qcrd.distill.data import TrainingData
@@ -60,7 +60,9 @@ class NegativeMaker:
         student, fixed = self._student(), self.config.negatives.fixed
         if self.config.negatives.source != "fixed":
             return student
-        sampler, tokenizer = load_student(Path(str(fixed)), self.config.student.dtype, student.device)
+        sampler, tokenizer = load_student(
+            model_folder(self.config.output, str(fixed)), self.config.student.dtype, student.device
+        )
         if tokenizer.get_vocab() != self.data.tokenizer.get_vocab():
             raise ValueError(f"negatives.fixed: {fixed!r} has another vocabulary")
         return sampler

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.checkpoint import clear
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import save_discriminator, set_weights
 from qcrd.distill.durable import whole_or_absent
 from qcrd.distill.loop import Training
 from qcrd.distill.student import Student
 from qcrd.rationales.single_task import PHRASE, max_answer_tokens
+from qcrd.storage import Storage
 
 RESULTS = "results"
 """The folder of results beside a training's checkpoints, whole or absent."""
@@ -21,20 +24,24 @@ TIMES = "times.json"
 """How long training took, which is no part of its result."""
 
 
-def keep_results(training: Training) -> None:
-    """Write the results of a training that is over beside its checkpoints."""
+def keep_results(training: Training, keep_checkpoints: bool = False) -> None:
+    """Write the results of a training that is over, which make its checkpoints superfluous."""
     with whole_or_absent(training.store.folder / RESULTS) as temporary:
         temporary.mkdir()
         write_results(training, temporary)
-    training.store.storage.publish(f"{training.store.name}/{RESULTS}")
+    storage, name = training.store.storage, training.store.name
+    storage.publish(f"{name}/{RESULTS}")
+    if not keep_checkpoints:
+        clear(storage, name)
 
 
-def kept_rows(folder: Path) -> list[dict[str, Any]]:
-    """Metric rows of the training in `folder` so far: its results', or else its newest checkpoint's."""
-    checkpoints = sorted(folder.glob("checkpoints/iteration-*/rows.jsonl"), reverse=True)
-    for path in (folder / RESULTS / "metrics.jsonl", *checkpoints):
-        if path.is_file():
-            return [json.loads(line) for line in path.read_text().splitlines()]
+def kept_rows(storage: Storage, training: str) -> list[dict[str, Any]]:
+    """Metric rows of a training so far: its results', or else its newest checkpoint's."""
+    here = (storage.name_of(path) for path in (storage.folder / training).glob("checkpoints/iteration-*/rows.jsonl"))
+    there = (name for name in storage.published(f"{training}/checkpoints") if name.endswith("/rows.jsonl"))
+    for name in (f"{training}/{RESULTS}/metrics.jsonl", *sorted({*here, *there}, reverse=True)):
+        with contextlib.suppress(FileNotFoundError):
+            return [json.loads(line) for line in storage.read_text(name).splitlines()]
     return []
 
 

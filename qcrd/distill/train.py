@@ -22,7 +22,7 @@ from ray.util.queue import Empty, Queue
 
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
-from qcrd.distill.checkpoint import CheckpointStore
+from qcrd.distill.checkpoint import CheckpointStore, clear
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
 from qcrd.distill.durable import is_full
@@ -221,6 +221,7 @@ def train(
         results = storage.fetch(f"{name}/{RESULTS}")
     except FileNotFoundError as error:
         raise TrainingFailed(f"no results after training: {error}") from error
+    clear(storage, name)  # where a kill came before the worker did it
     return copy_results(results, out)
 
 

@@ -61,8 +61,10 @@ class SeedJob:
 class _SeedRun:
     """A seed's training, or what an earlier one left."""
 
-    def __init__(self, job: SeedJob, device: torch.device, emit: Callable[[Event], None], workers: Workers) -> None:
-        self._workers = workers
+    def __init__(
+        self, job: SeedJob, device: torch.device, emit: Callable[[Event], None], workers: Workers, saved: bool
+    ) -> None:
+        self._workers, self._saved = workers, saved
         self._training: Training | None = None
         config = ExperimentConfig.model_validate(job.config)
         storage = Storage.of(config.output)
@@ -98,7 +100,7 @@ class _SeedRun:
         if iteration >= self.iterations:
             training.store.wait()
             if self._workers.rank == 0:
-                keep_results(training)
+                keep_results(training, keep_checkpoints=self._saved)
             self._training = None
 
     def wait(self) -> None:
@@ -126,12 +128,12 @@ def train_seeds(
 
     `iteration`; `accuracies`, the validation accuracy of each seed then; `score`, the mean over the seeds of the best
     so far; `seconds` of training and `steps` over all seeds; `seed_seconds`, the seconds of each. The first `reported`
-    iterations are not told again. `saved`: checkpoints are on the disk before `report` is called.
+    iterations are not told again. `saved`: checkpoints are on the disk before `report` is called, and stay to the end.
     Raises `MemoryError` with a hint, and what a training raises.
     """
     workers = workers or Workers()
     try:
-        runs = [_SeedRun(job, device, _emit_of(emit, job.seed), workers) for job in jobs]
+        runs = [_SeedRun(job, device, _emit_of(emit, job.seed), workers, saved) for job in jobs]
         for iteration in range(1, max(run.iterations for run in runs) + 1):
             for run in runs:
                 run.advance_to(iteration)

@@ -1,16 +1,24 @@
-"""Whole runs in small: everything happens, a second run skips it."""
+"""Whole runs in small: everything happens, a second run skips it; kill -9 in training changes nothing, nor does a
+driver that died after it."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 
+from qcrd.artifacts import digest_of, file_digest
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
-from tests.e2e.whole_runs import WHOLE, only, rows_of, run
+from tests.e2e.whole_runs import WHOLE, assert_same, command, only, rows_of, run
 
 pytestmark = pytest.mark.e2e
 PREDICT = "import sys, qcrd.cli\ntry: qcrd.cli.main()\nfinally: assert 'ray' not in sys.modules"
@@ -75,8 +83,8 @@ def test_rationales_scores_and_labels_of_test_questions(whole: tuple[Path, str])
     questions = {q.id: q for q in read_rows(only(output / "questions") / "questions.parquet", Question)}
     asked = [questions[row.question_id] for row in test[:6]]
     lines = "".join(json.dumps({"id": q.id, "text": q.text}) + "\n" for q in asked)
-    command = [sys.executable, "-c", PREDICT, "predict", str(output), "-", "--explain"]
-    done = subprocess.run(command, input=lines, capture_output=True, text=True, timeout=120, cwd=output.parent)
+    line = [sys.executable, "-c", PREDICT, "predict", str(output), "-", "--explain"]
+    done = subprocess.run(line, input=lines, capture_output=True, text=True, timeout=120, cwd=output.parent)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["id"] for row in found] == [q.id for q in asked] and "6 questions in" in done.stderr
@@ -87,3 +95,76 @@ def test_rationales_scores_and_labels_of_test_questions(whole: tuple[Path, str])
     }
     assert len(best) == 9 and [row["label"] for row in found] == [best[q.id] for q in asked]
     assert [row["rationale"] for row in found] == [row.text for row in test[:6]]
+
+
+def copy_without(output: Path, copy: Path, *folders: str) -> Path:
+    return shutil.copytree(output, copy, ignore=lambda folder, _: folders if Path(folder) == output else ())
+
+
+@pytest.fixture(scope="module")
+def killed(whole: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output folder of a run that was killed in training, after its second iteration."""
+    folder = tmp_path_factory.mktemp("killed")
+    output = copy_without(whole[0], folder / "runs", "checkpoints", "student", "predictions", "report")
+    process = subprocess.Popen(
+        command(output, *WHOLE),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd=folder,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 200
+    while not list(output.glob("checkpoints/*/checkpoints/iteration-00002/checkpoint.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    everyone = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+    for pid in everyone:  # as when the machine goes down: driver, raylet and workers at once
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.wait()
+    assert not list(output.glob("checkpoints/*/results"))
+    return output
+
+
+def test_a_run_killed_in_training_goes_on_and_equals_the_other(whole: tuple[Path, str], killed: Path, tmp_path: Path):
+    output = copy_without(killed, tmp_path / "runs")
+    text = run(output, *WHOLE)
+    assert "already there: questions, samples, rationales, training_set, judge\n" in text
+    assert_same(output, whole[0])
+    assert {path.name for path in output.glob("checkpoints/*/*")} == {"results"}  # nobody goes on from the rest
+
+
+def test_a_run_whose_driver_alone_died_after_training_takes_the_results(whole: tuple[Path, str], tmp_path: Path):
+    output = copy_without(whole[0], tmp_path / "runs", "student", "predictions", "report")
+    (results,) = output.glob("checkpoints/*/results")
+    written = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
+    run(output, *WHOLE)
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == written
+    assert file_digest(only(output / "student") / "metrics.jsonl") == file_digest(
+        only(whole[0] / "student") / "metrics.jsonl"
+    )
+
+
+def test_two_workers_refuse_another_trainings_checkpoint_and_take_what_one_worker_left(
+    whole: tuple[Path, str], killed: Path, tmp_path: Path
+):
+    output = copy_without(killed, tmp_path / "runs")
+    (training,) = (output / "checkpoints").iterdir()
+    paths = sorted(training.glob("checkpoints/*/checkpoint.json"))
+    texts = [path.read_text() for path in paths]
+    for path, text in zip(paths, texts, strict=True):
+        record = json.loads(text)
+        record["identity"]["settings"]["train"]["learning_rate"] = 0.5
+        path.write_text(json.dumps(record | {"identity_digest": digest_of(record["identity"])}))
+    two = ("resources.workers=2", "resources.threads=1")
+    done = subprocess.run(command(output, *WHOLE, *two), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert done.returncode == 1 and "train.learning_rate 0.5 there" in line and "Traceback" not in done.stderr
+    for path, text in zip(paths, texts, strict=True):
+        path.write_text(text)
+    run(output, *WHOLE, *two)
+    ours, theirs = rows_of(only(output / "student")), rows_of(only(whole[0] / "student"))
+    kept = int(paths[-1].parent.name.removeprefix("iteration-"))
+    taken = [row.get("train/iteration") for row in theirs].index(kept) + 1
+    assert ours[:taken] == theirs[:taken] and len(ours) == len(theirs)
+    assert ours != theirs  # other dropout

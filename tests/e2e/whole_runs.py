@@ -8,6 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from safetensors.torch import load_file
+
+from qcrd.artifacts import file_digest
+
 ROOT = Path(__file__).parent.parent.parent
 TINY = [
     "task.generator.train_size=48", "task.generator.validation_size=12", "task.generator.test_size=12",
@@ -42,3 +46,15 @@ def only(folder: Path) -> Path:
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(output: Path, other: Path) -> None:
+    """Two output folders with the same students and predictions."""
+    ours, theirs = only(output / "student"), only(other / "student")
+    assert rows_of(ours) == rows_of(theirs)
+    for name in ("best", "last"):
+        left, right = (load_file(folder / name / "model.safetensors") for folder in (ours, theirs))
+        assert all((left[key] == right[key]).all() for key in right)
+    for stage in ("samples", "training_set", "predictions"):
+        name = next(path.name for path in only(output / stage).glob("*.parquet"))
+        assert file_digest(only(output / stage) / name) == file_digest(only(other / stage) / name)

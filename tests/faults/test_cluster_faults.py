@@ -18,8 +18,7 @@ from ray._private.state import state
 from qcrd.records import Sample, read_rows
 from qcrd.sweep_record import read_results
 from tests.e2e.conftest import whole  # noqa: F401 - a fixture
-from tests.e2e.test_resume import assert_same
-from tests.e2e.whole_runs import ROOT, WHOLE, command, only
+from tests.e2e.whole_runs import ROOT, WHOLE, assert_same, command, only
 from tests.faults.test_sweep_faults import RECIPE, facts, finish, start, sweep_folder
 from tests.nodes import Nodes, nodes_over_s3
 from tests.ray.test_submit import Cluster, client_of, cluster, job_in, wait_for  # noqa: F401 - a fixture
@@ -78,9 +77,10 @@ def test_a_node_lost_while_it_samples_costs_no_more_than_was_under_way(tmp_path:
 
 
 @pytest.mark.timeout(900)
-def test_a_node_lost_in_training_with_async_negatives(whole: tuple[Path, str], tmp_path: Path):  # noqa: F811
-    with nodes_over_s3(tmp_path, "one", "two", cpus=2) as nodes:
-        nodes.start([*command(tmp_path, *WHOLE), *QUIET, "negatives.placement=async"])
+@pytest.mark.parametrize("placement", ["inline", "async"])
+def test_a_node_lost_in_training_with_its_disk(placement: str, whole: tuple[Path, str], tmp_path: Path):  # noqa: F811
+    with nodes_over_s3(tmp_path, "one", "two", cpus=2 if placement == "async" else 1) as nodes:
+        nodes.start([*command(tmp_path, *WHOLE), *QUIET, f"negatives.placement={placement}"])
         nodes.lose(nodes.node_with("checkpoints/*/checkpoints/iteration-00002"))
         nodes.finish()
         assert_same(nodes.output(*STAGES), whole[0])

@@ -28,6 +28,7 @@ from rich.console import Console
 
 from qcrd.console import Display
 from qcrd.submit import connect, exit_code, follow
+from qcrd.tracking import git_state, read_items
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = "experiments/quickstart.py"
@@ -161,6 +162,10 @@ def test_a_job_is_submitted_left_found_again_and_submitted_again(cluster: Cluste
     assert code == 0 and "test accuracy:" in shown and f"{first}: SUCCEEDED after" in shown
     artifacts = {path: path.stat().st_mtime_ns for path in out.glob("*/*/artifact.json")}
     assert len(artifacts) == 5
+    (record,), code = (out / "records").iterdir(), git_state(ROOT)
+    assert {item["tags"]["qcrd.git_commit"] for item in read_items(record) if item["kind"] == "start"} == {
+        code["commit"]
+    }
 
     code, shown = cluster.qcrd(*submit)  # after its end: a new attempt, with nothing left to do
     assert code == 0 and f"{first} SUCCEEDED; a new attempt goes on" in shown and job_in(shown) == f"{first[:-1]}2"
