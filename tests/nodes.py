@@ -77,8 +77,9 @@ def nodes_over_s3(folder: Path, *names: str, cpus: int = 1) -> Iterator[Nodes]:
     def scratch(node: str) -> dict[str, str]:
         return {"QCRD_SCRATCH": str(folder / node)}
 
+    head = {"num_cpus": 0, "env_vars": scratch("head"), "include_dashboard": False}
     with s3_server("runs") as s3, pytest.MonkeyPatch.context() as patch:
-        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "env_vars": scratch("head")})
+        cluster = Cluster(initialize_head=True, head_node_args=head)
         try:
             workers = {name: cluster.add_node(num_cpus=cpus, env_vars=scratch(name)) for name in names}
             cluster.wait_for_nodes()

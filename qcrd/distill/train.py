@@ -19,6 +19,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
@@ -86,9 +87,11 @@ def uses_cuda(config: ExperimentConfig) -> bool:
 def event_queue(on_event: Callable[[Event], None]) -> Iterator[Queue]:
     """A queue from workers to this process, where one thread hands each event to `on_event`.
 
-    An exception in `on_event` is raised when the block ends.
+    It lies on this node, since another one may be lost while this process lives. An exception in `on_event` is raised
+    when the block ends.
     """
-    queue = Queue(actor_options={"num_cpus": 0})
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
     done = threading.Event()
     failures: list[BaseException] = []
 

@@ -34,7 +34,7 @@ def asking(server: Server, questions: int, concurrency: int) -> list[str]:
     return [
         *command(Path()), *QUIET, "method=dss", "train.steps=10", "train.iteration_steps=5", "teacher.kind=openai",
         f"teacher.base_url={server.base_url}", "teacher.model=loopback", f"task.generator.train_size={questions}",
-        f"teacher.concurrency={concurrency}", "teacher.actors=4", "teacher.flush_seconds=1",
+        f"teacher.concurrency={concurrency}", "teacher.actors=4", "teacher.flush_seconds=1", "task.train_limit=None",
     ]  # fmt: skip
 
 
@@ -110,7 +110,7 @@ def test_a_node_lost_while_it_sweeps(tmp_path: Path):
         nodes.lose(nodes.node_with("checkpoints/*/checkpoints/iteration-00002"))
         text = nodes.finish()
         assert "failed and is tried again" in text
-        (folder,) = (nodes.output() / "sweeps").iterdir()
+        (folder,) = (path.parent for path in nodes.output().glob("sweeps/*/trials.jsonl"))
         assert facts(read_results(folder)) == facts(read_results(sweep_folder(tmp_path, "calm")))
 
 
@@ -186,7 +186,7 @@ def test_sixteen_trials_over_four_nodes(tmp_path: Path):
         patch.setenv("PYTHONPATH", str(ROOT))
         nodes.start([sys.executable, "-m", "qcrd", "sweep", str(tmp_path / "small.py"), "tracking.enabled=False"])
         nodes.finish(1000)
-        (folder,) = (nodes.output() / "sweeps").iterdir()
+        (folder,) = (path.parent for path in nodes.output().glob("sweeps/*/trials.jsonl"))
         results = read_results(folder)
         assert [one.status for one in results.configurations] == ["finished"] * 16
         used = [name for name in ("one", "two", "three", "four") if list((tmp_path / name).glob("*/checkpoints/*"))]
