@@ -66,7 +66,8 @@ class Nodes:
             for stage in stages:
                 (name,) = {"/".join(one.split("/")[:2]) for one in storage.published(stage)}
                 storage.fetch(name)
-            storage.pull("sweeps")
+            for folder in ("records", "sweeps"):
+                storage.pull(folder)
             return storage.folder
 
 

@@ -26,6 +26,8 @@ WHOLE = [
     "evaluation.explain_temperatures=[0,0.7]",
 ]  # fmt: skip
 """Of the run that the fixture `whole` makes."""
+QUIET = ("resources.threads=2", "tracking.enabled=False")
+"""Of runs on a node that says it has one CPU; they do not need MLflow."""
 
 
 def command(output: Path, *overrides: str) -> list[str]:

@@ -338,6 +338,17 @@ def test_kills_of_the_predictions(one_worker: Path, tmp_path: Path):
     assert_equal(job.output, one_worker)
 
 
+@pytest.mark.timeout(600)
+def test_a_driver_alone_that_died_after_training_takes_the_results(one_worker: Path, tmp_path: Path):
+    job = Job(copy_without(one_worker, tmp_path / "runs", "student", "predictions", "report"))
+    (results,) = job.output.glob("checkpoints/*/results")
+    written = {path: path.stat().st_mtime_ns for path in results.rglob("*")}
+    job.start()
+    assert job.finish() == 0, job.log.read_text()[-3000:]
+    assert {path: path.stat().st_mtime_ns for path in results.rglob("*")} == written
+    assert_equal(job.output, one_worker)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 64 MiB."""
