@@ -11,7 +11,7 @@ import ray
 from ray._private.state import state
 
 from qcrd.records import Sample, read_rows
-from tests.e2e.whole_runs import QUIET, command, only
+from tests.e2e.whole_runs import command, only
 from tests.nodes import Nodes, nodes_over_s3
 from tests.teacher.loopback import Server, loopback
 
@@ -21,8 +21,9 @@ pytestmark = pytest.mark.e2e
 def asking(server: Server, questions: int, concurrency: int) -> list[str]:
     """A run that asks a teacher, then trains as little as it can."""
     return [
-        *command(Path()), *QUIET, "method=dss", "train.steps=10", "train.iteration_steps=5", "teacher.kind=openai",
-        f"teacher.base_url={server.base_url}", "teacher.model=loopback", f"task.generator.train_size={questions}",
+        *command(Path()), "tracking.enabled=False", "method=dss", "train.steps=10", "train.iteration_steps=5",
+        "teacher.kind=openai", f"teacher.base_url={server.base_url}", "teacher.model=loopback",
+        f"task.generator.train_size={questions}",
         f"teacher.concurrency={concurrency}", "teacher.actors=4", "teacher.flush_seconds=1", "task.train_limit=None",
     ]  # fmt: skip
 

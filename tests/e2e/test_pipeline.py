@@ -144,7 +144,7 @@ def test_two_workers_refuse_another_trainings_checkpoint_and_take_what_one_worke
         record = json.loads(text)
         record["identity"]["settings"]["train"]["learning_rate"] = 0.5
         path.write_text(json.dumps(record | {"identity_digest": digest_of(record["identity"])}))
-    two = ("resources.workers=2", "resources.threads=1")
+    two = ("resources.workers=2",)
     done = subprocess.run(command(output, *WHOLE, *two), capture_output=True, text=True, timeout=300, cwd=tmp_path)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert done.returncode == 1 and "train.learning_rate 0.5 there" in line and "Traceback" not in done.stderr

@@ -18,7 +18,7 @@ TINY = [
     "student.scratch.d_model=32", "student.scratch.d_ff=64", "discriminator.max_steps=20",
     "discriminator.eval_every=10",
     "train.steps=60", "train.iteration_steps=15", "train.global_batch_size=8", "discriminator.update_steps=2",
-    "checkpoint.keep=2",
+    "checkpoint.keep=2", "resources.threads=1",
 ]  # fmt: skip
 
 WHOLE = [
@@ -26,8 +26,6 @@ WHOLE = [
     "evaluation.explain_temperatures=[0,0.7]",
 ]  # fmt: skip
 """Of the run that the fixture `whole` makes."""
-QUIET = ("resources.threads=2", "tracking.enabled=False")
-"""Of runs on a node that says it has one CPU; they do not need MLflow."""
 
 
 def command(output: Path, *overrides: str) -> list[str]:

@@ -19,13 +19,14 @@ from qcrd.sweep_record import read_results
 from tests.e2e.conftest import whole  # noqa: F401 - a fixture
 from tests.e2e.test_cluster import asking, samples_of
 from tests.e2e.test_mlflow_outage import free_port, recorded, shown, start_server, stop_server
-from tests.e2e.whole_runs import QUIET, ROOT, WHOLE, assert_same, command
+from tests.e2e.whole_runs import ROOT, WHOLE, assert_same, command
 from tests.faults.test_sweep_faults import RECIPE, facts, finish, start, sweep_folder
 from tests.nodes import nodes_over_s3
 from tests.ray.test_submit import Cluster, client_of, cluster, job_in, wait_for  # noqa: F401 - a fixture
 from tests.teacher.loopback import loopback
 
 pytestmark = pytest.mark.faults
+WITHOUT_MLFLOW = "tracking.enabled=False"
 STAGES = ("samples", "training_set", "student", "predictions", "report")
 
 
@@ -33,7 +34,7 @@ STAGES = ("samples", "training_set", "student", "predictions", "report")
 @pytest.mark.parametrize("placement", ["inline", "async"])
 def test_a_node_lost_in_training_with_its_disk(placement: str, whole: tuple[Path, str], tmp_path: Path):  # noqa: F811
     with nodes_over_s3(tmp_path, "one", "two", cpus=2 if placement == "async" else 1) as nodes:
-        nodes.start([*command(tmp_path, *WHOLE), *QUIET, f"negatives.placement={placement}"])
+        nodes.start([*command(tmp_path, *WHOLE), WITHOUT_MLFLOW, f"negatives.placement={placement}"])
         nodes.lose(nodes.node_with("checkpoints/*/checkpoints/iteration-00002"))
         nodes.finish()
         assert_same(nodes.output(*STAGES), whole[0])
@@ -42,7 +43,7 @@ def test_a_node_lost_in_training_with_its_disk(placement: str, whole: tuple[Path
 @pytest.mark.timeout(900)
 def test_a_bucket_that_answers_503_for_twenty_seconds(whole: tuple[Path, str], tmp_path: Path):  # noqa: F811
     with nodes_over_s3(tmp_path, "one") as nodes:
-        nodes.start([*command(tmp_path, *WHOLE), *QUIET])
+        nodes.start([*command(tmp_path, *WHOLE), WITHOUT_MLFLOW])
         nodes.node_with("checkpoints/*/checkpoints/iteration-00002")
         nodes.s3.refuses = True
         time.sleep(20)
@@ -76,7 +77,7 @@ def test_an_mlflow_server_that_is_gone_for_a_minute(whole: tuple[Path, str], tmp
     uri, server = f"http://127.0.0.1:{port}", start_server(tmp_path, port)
     try:
         with nodes_over_s3(tmp_path, "one") as nodes:
-            line = [*command(tmp_path, *WHOLE), "resources.threads=2", f"tracking.uri={uri}"]
+            line = [*command(tmp_path, *WHOLE), f"tracking.uri={uri}"]
             nodes.start(line)
             nodes.node_with("checkpoints/*/checkpoints/iteration-00002")
             stop_server(server)
@@ -101,7 +102,7 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(
     tmp_path: Path,
 ):
     out = cluster.folder / "killed"
-    submit = ["submit", "experiments/quickstart.py", *command(out, *WHOLE)[5:], "resources.threads=2"]
+    submit = ["submit", "experiments/quickstart.py", *command(out, *WHOLE)[5:]]
     code, shown = cluster.qcrd(*submit, "--no-wait")
     assert code == 0
     head, client = cluster.folder / "head.log", client_of(cluster.address)
