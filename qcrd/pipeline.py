@@ -197,8 +197,8 @@ def _work(config: ExperimentConfig, stage: str) -> str:
         steps = f"{train.steps} steps of {train.global_batch_size} questions"
         return f"{steps} in {iterations} iterations of {length}{workers}"
     if stage == "predictions":
-        tested = min(sizes["test"], config.evaluation.test_limit or sizes["test"])
-        return f"{3 * (sizes['validation'] + tested)} labels"
+        limits = {"validation": config.evaluation.validation_limit, "test": config.evaluation.test_limit}
+        return f"{3 * sum(min(sizes[split], limit or sizes[split]) for split, limit in limits.items())} labels"
     return ""
 
 
