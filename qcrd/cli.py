@@ -160,9 +160,7 @@ def sweep(
 def _running() -> Iterator[Display]:
     """The display of a long command, and what ends it early as one line and an exit code."""
     from qcrd.console import Display
-    from qcrd.distill.durable import is_full
     from qcrd.distill.train import TrainingFailed
-    from qcrd.storage import StorageAway
     from qcrd.teacher.asking import Stopped
 
     with Display() as display, insistent_interrupts():
@@ -180,11 +178,6 @@ def _running() -> Iterator[Display]:
             raise typer.Exit(3) from None
         except TrainingFailed as failed:
             print(f"error: {failed}", file=sys.stderr)
-            raise typer.Exit(1) from None
-        except OSError as error:
-            if not (isinstance(error, StorageAway) or is_full(error)):
-                raise
-            print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
             raise typer.Exit(1) from None
 
 
@@ -266,6 +259,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        from qcrd.distill.durable import is_full
+        from qcrd.storage import StorageAway
+
+        if not (isinstance(error, StorageAway) or is_full(error)):
+            raise
+        print(f"error: {str(error).splitlines()[-1]}", file=sys.stderr)
+        sys.exit(1)
 
 
 # -- submit and status: the same on a cluster, by Ray's job server ---------------------------------------------------

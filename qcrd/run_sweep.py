@@ -328,10 +328,13 @@ def _run_trials(one: _SweepRun) -> None:
 
 def _clear_stopped(one: _SweepRun) -> None:
     """Delete the checkpoints of configurations that the scheduler has ended: they are never trained on."""
-    for trial in one.record.trials.values():
-        if trial.status == "stopped":
-            for fingerprint in trial.students:
-                clear(Storage.of(one.sweep.base.output), training_name(fingerprint))
+    storage = Storage.of(one.sweep.base.output)
+    here = {storage.name_of(path) for path in storage.folder.glob("checkpoints/*")}
+    there = {"/".join(name.split("/")[:2]) for name in storage.published("checkpoints")}
+    stopped = [trial for trial in one.record.trials.values() if trial.status == "stopped"]
+    for training in {training_name(fingerprint) for trial in stopped for fingerprint in trial.students}:
+        if training in here | there:
+            clear(storage, training)
 
 
 def _run_proposals(one: _SweepRun, queue: Queue, going_on: list[Trial]) -> None:

@@ -188,10 +188,7 @@ def growth_table() -> list[str]:
     """What a sweep's trainings leave with its driver and stores, in proportion to rows, files and trainings."""
     counts, longer = (TRIALS, TRIALS * 3), ROWS_OF_A_STUDENT / CHILD_ROWS
     rows = {
-        "rows of children in the driver's memory, at most": (
-            CHILD_MIB * longer / 1024,
-            "{:,.1f} GiB",
-        ),
+        "rows of children in the driver's memory, at most": (CHILD_MIB * longer / 1024, "{:,.1f} GiB"),
         "MLflow's SQLite file": (CHILD_MLFLOW_MIB * longer / 1024, "{:,.1f} GiB"),
         "copying all of it to MLflow anew, in one thread": (CHILD_SECONDS * longer / 60, "{:,.0f} min"),
         "a driver's start looks at what is mirrored (moto's speed)": (

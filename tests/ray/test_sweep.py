@@ -207,6 +207,7 @@ def test_optuna_with_asha_and_a_budget_which_a_larger_one_continues(tmp_path: Pa
     assert len(statuses) == 6 and set(statuses) == {"finished", "stopped"}
     tested = [one for one in results.configurations if one.test_accuracy]
     assert tested == results.finished[:1] and all(one.iterations == 8 for one in results.finished)
+    assert not list(tmp_path.glob("checkpoints/*/checkpoints"))  # of those that were stopped neither
 
 
 def rows_of(folder: Path) -> list[dict[str, Any]]:
