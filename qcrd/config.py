@@ -344,7 +344,7 @@ class ResourcesConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     workers: Positive = Field(default=1, description="data-parallel training workers")
     gpu_per_worker: float = Field(
-        default=1.0, gt=0, le=1, description="GPU share of a training worker: below 1, trials of a sweep share a GPU"
+        default=1.0, gt=0, le=1, description="GPU share of a model stage's worker: below 1, trials or cells share a GPU"
     )
     threads: Positive | None = Field(
         default=None, description="CPU threads of a model stage; None: all cores, shared by the training workers"

@@ -113,7 +113,8 @@ def cells_at_once(grid: Grid) -> int:
     if not uses_gpu(config):
         return 1
     needed = max(cell.config.resources.workers for cell in grid.cells)
-    return max(1, int(cluster_resources().get("GPU", 0)) // needed)
+    on_one = int(1 / max(cell.config.resources.gpu_per_worker for cell in grid.cells))
+    return max(1, int(cluster_resources().get("GPU", 0)) * on_one // needed)
 
 
 def run_grid(

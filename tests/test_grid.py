@@ -5,10 +5,12 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import ray
 from pydantic import ValidationError
 from rich.console import Console
 
 from experiments import appendix_table3, figure4, table1, table3, table5, table6
+from qcrd import run_grid
 from qcrd.cell_files import cell_folder, cell_identity, read_cell, write_cell
 from qcrd.cli import load
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
@@ -143,3 +145,20 @@ def test_the_plan_of_one_experiment_lists_its_fixed_students_stages_first(tmp_pa
     assert names[0] == "questions (negatives.fixed)" and names[-1] == "report"
     assert names.index("student (negatives.fixed)") < names.index("questions") < names.index("student")
     assert {one.state for one in planned} == {"to run"}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "changes", "at_once"),
+    [
+        (0, {}, 1), (8, {}, 8), (8, {"resources.workers": "4"}, 2), (1, {"resources.gpu_per_worker": "0.25"}, 4),
+        (2, {"resources.gpu_per_worker": "0.6"}, 2), (2, {"resources.gpu_per_worker": "0.3"}, 6), (8, {"resources.device": "cpu"}, 1),
+    ],
+)  # fmt: skip
+def test_as_many_cells_at_once_as_the_gpus_have_room_for(
+    monkeypatch: pytest.MonkeyPatch, gpus: int, changes: dict[str, str], at_once: int
+):
+    there = {"CPU": 16.0, "GPU": float(gpus)}
+    monkeypatch.setattr(run_grid, "cluster_resources", lambda: there)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: there)
+    cell = Cell(row="a", column="b", config=with_overrides(ExperimentConfig(name="x"), changes))
+    assert run_grid.cells_at_once(Grid(name="g", title="G", cells=(cell,))) == at_once

@@ -204,13 +204,21 @@ class Times:
     active: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
 
 
+def deterministic(bench: Bench, on: bool) -> None:
+    """As the runner has it on a GPU (train.set_up_torch); the references go without, as transformers does."""
+    if bench.setting.device == "cuda":
+        torch.use_deterministic_algorithms(on, warn_only=True)
+
+
 def reference_dss(bench: Bench, row: int) -> None:
+    deterministic(bench, False)
     bench.reference.step([reference_dss_loss(bench.reference, bench.batches[row], LossConfig())])
 
 
 def our_step(bench: Bench, row: int, method: str, config: LossConfig) -> dict[str, torch.Tensor]:
     """One step of ours. Returns its metrics. Dropout is seeded as in `prepare_batches`, so that a batch's margin lies
     where it was set."""
+    deterministic(bench, True)
     torch.manual_seed(row)
     bench.optimizer.zero_grad()
     loss, metrics = step_loss(bench.student, bench.batches[row], method, config)
@@ -227,6 +235,7 @@ def naive_step(bench: Bench, row: int, config: LossConfig) -> None:
 def naive_qcrd(bench: Bench, row: int, config: LossConfig) -> dict[str, float]:
     """Sample 8 negatives, score every pair, train. Returns seconds by part. The texts and scores are thrown away: all
     variants train on the same ones."""
+    deterministic(bench, False)
     questions = bench.batches[row].explain_ids
     return {
         "generation": bench.timed(bench.reference.sample, questions, NEGATIVE_TOKENS)[0],

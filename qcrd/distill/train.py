@@ -69,10 +69,16 @@ def check_resources(config: ExperimentConfig) -> None:
 
 
 def set_up_torch(config: ExperimentConfig, workers: int = 1) -> torch.device:
-    """Threads and device of a worker. Ray sets one thread a CPU that was asked for; a model stage uses all cores."""
+    """Threads and device of a worker. Ray sets one thread a CPU that was asked for; a model stage uses all cores.
+
+    On a GPU, sums are taken in a fixed order, so that a run which goes on equals one that never stopped.
+    """
     torch.set_num_threads(config.resources.threads or max(1, len(os.sched_getaffinity(0)) // workers))
     if not uses_cuda(config):
         return torch.device("cpu")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
     if config.resources.gpu_per_worker < 1:  # Ray's shares are only counts
         torch.cuda.set_per_process_memory_fraction(config.resources.gpu_per_worker)
     return torch.device("cuda")
@@ -139,7 +145,8 @@ def run_remotely(
     """
 
     @ray.remote(
-        num_cpus=1, num_gpus=1 if uses_gpu(config) else 0, max_retries=config.resources.max_failures,
+        num_cpus=1, num_gpus=config.resources.gpu_per_worker if uses_gpu(config) else 0,
+        max_retries=config.resources.max_failures,
         max_calls=1,  # its process would keep what it had at its peak (8 GB were seen), while the student trains
     )  # fmt: skip
     def task(data: dict[str, Any], names: dict[str, str], queue: Queue) -> tuple[Any, dict[str, bytes]]:

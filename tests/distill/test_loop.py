@@ -92,14 +92,17 @@ class DyingStore(CheckpointStore):
 
 
 def training_of(
-    config: ExperimentConfig, data: TrainingData, folder: Path, die_at: int | None = None, mark: str = "mark"
-) -> Training:
+    config: ExperimentConfig, data: TrainingData, folder: Path, die_at: int | None = None, mark: str = "mark",
+    device: str = "cpu",
+) -> Training:  # fmt: skip
     store = DyingStore(folder, {"settings": {"mark": mark}}, die_at)
-    return Training(config, data, get_task("arithmetic"), store, torch.device("cpu"), lambda event: None)
+    return Training(config, data, get_task("arithmetic"), store, torch.device(device), lambda event: None)
 
 
-def train(config: ExperimentConfig, data: TrainingData, folder: Path, die_at: int | None = None) -> Training:
-    training = training_of(config, data, folder, die_at)
+def train(
+    config: ExperimentConfig, data: TrainingData, folder: Path, die_at: int | None = None, device: str = "cpu"
+) -> Training:
+    training = training_of(config, data, folder, die_at, device=device)
     training.run()
     return training
 
