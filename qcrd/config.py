@@ -346,6 +346,9 @@ class ResourcesConfig(Settings):
     gpu_per_worker: float = Field(
         default=1.0, gt=0, le=1, description="GPU share of a model stage's worker: below 1, trials or cells share a GPU"
     )
+    deterministic: bool = Field(
+        default=True, description="on a GPU: sums in a fixed order, so that a run which goes on ends in the same bits"
+    )
     threads: Positive | None = Field(
         default=None, description="CPU threads of a model stage; None: all cores, shared by the training workers"
     )

@@ -151,7 +151,8 @@ def test_the_plan_of_one_experiment_lists_its_fixed_students_stages_first(tmp_pa
     ("gpus", "changes", "at_once"),
     [
         (0, {}, 1), (8, {}, 8), (8, {"resources.workers": "4"}, 2), (1, {"resources.gpu_per_worker": "0.25"}, 4),
-        (2, {"resources.gpu_per_worker": "0.6"}, 2), (2, {"resources.gpu_per_worker": "0.3"}, 6), (8, {"resources.device": "cpu"}, 1),
+        (2, {"resources.gpu_per_worker": "0.6"}, 2), (2, {"resources.gpu_per_worker": "0.3"}, 6),
+        (8, {"resources.device": "cpu"}, 1),
     ],
 )  # fmt: skip
 def test_as_many_cells_at_once_as_the_gpus_have_room_for(

@@ -269,7 +269,7 @@ def main() -> None:
     numbers: Numbers = {}
     for size in sizes:
         setting = Setting(size, arguments.device, arguments.dtype, arguments.threads)
-        setting.set_threads()
+        setting.set_up()
         prefix = "" if size == "small" else f"{size}_"
         found = measure_size(setting, data, arguments.batches, console, progress.log)
         numbers |= {prefix + name: value for name, value in found.items()}

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from qcrd.config import DiscriminatorConfig, GeneratorConfig, NegativesConfig, ScratchConfig, StudentConfig, TaskConfig
+from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.discriminator import Discriminator, build_discriminator
 from qcrd.distill.generation import generate
 from qcrd.distill.negatives import Negative
@@ -90,8 +91,11 @@ class Setting:
         texts = [text for example in data.examples for text in (example.text, *example.positive_texts)]
         return build_discriminator(config, texts, torch.device(self.device))
 
-    def set_threads(self) -> None:
+    def set_up(self) -> None:
+        """Set up this process. On a GPU the references, too, go without cuDNN's attention: it would slow them down."""
         torch.set_num_threads(self.threads)
+        if self.device.startswith("cuda"):
+            set_up_cuda(deterministic=False)
 
 
 def _real_rationales() -> list[tuple[Question, list[str]]]:

@@ -189,7 +189,7 @@ def _run_worker(work: Work, setting: Setting) -> None:
 def main() -> None:
     work = Work(**json.loads(sys.argv[1]))
     setting = Setting(**work.setting)
-    setting.set_threads()
+    setting.set_up()
     transformers.logging.set_verbosity_error()
     {"memory": _run_memory, "generate": _run_generate, "worker": _run_worker}[work.kind](work, setting)
 

@@ -205,9 +205,9 @@ class Times:
 
 
 def deterministic(bench: Bench, on: bool) -> None:
-    """As the runner has it on a GPU (train.set_up_torch); the references go without, as transformers does."""
+    """As the runner has it on a GPU; transformers' Trainer goes without."""
     if bench.setting.device == "cuda":
-        torch.use_deterministic_algorithms(on, warn_only=True)
+        torch.use_deterministic_algorithms(on)
 
 
 def reference_dss(bench: Bench, row: int) -> None:
@@ -298,7 +298,7 @@ def measure_contended(bench: Bench) -> Numbers:
         child.kill()
         child.wait()
         reader.join()
-        bench.setting.set_threads()
+        bench.setting.set_up()
     generation = statistics.median(one["seconds"] / one["sequences"] for one in made) * QUESTIONS_A_STEP
     step = statistics.median(steps)
     return {

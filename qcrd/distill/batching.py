@@ -10,11 +10,14 @@ import torch
 Ids = Sequence[int]
 
 
+def moved(values: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the host's on a device, without waiting for what the device is doing."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 def on_device(values: Sequence[Any], device: torch.device, dtype: torch.dtype = torch.int64) -> torch.Tensor:
     """Plain values as a tensor, without waiting for what the device is doing."""
-    if device.type != "cuda":
-        return torch.tensor(values, dtype=dtype, device=device)
-    return torch.tensor(values, dtype=dtype, pin_memory=True).to(device, non_blocking=True)
+    return moved(torch.tensor(values, dtype=dtype), device)
 
 
 def pad(

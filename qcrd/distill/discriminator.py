@@ -73,7 +73,7 @@ class Discriminator(nn.Module):
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=self.dtype == "bfloat16"):
             if isinstance(self.encoder, T5EncoderModel):
                 encoded = encode(self.encoder.encoder, rows)
-                states_BSH = encoded.padded(encoded.states_PH)
+                states_BSH = encoded.layout.padded(encoded.states_PH)
             else:
                 states_BSH = self.encoder(input_ids=ids, attention_mask=mask_BS).last_hidden_state
         states_BSH = states_BSH.to(next(self.head.parameters()).dtype)

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,54 +21,120 @@ from torch import nn
 from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention
 from transformers.models.t5.modeling_t5 import T5Attention, T5ForConditionalGeneration, T5LayerFF, T5Stack
 
-from qcrd.distill.batching import Ids, on_device, token_batches
+from qcrd.distill.batching import Ids, moved, on_device, token_batches
 from qcrd.distill.cross_entropy import nll_of_tokens, weighted_nll
 
-GROUP_RATIO = 0.7
-"""Rows share a padded attention while each has at least this share of the longest one's tokens."""
+GROUP_RATIO = {"cpu": 0.7, "cuda": 0.0}
+"""Rows share a padded attention while each has at least this share of the longest one's tokens. On a GPU all do: there,
+starting one more operation costs more than padding."""
 SCORING_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Target tokens of one decoder pass without gradient: bounds its memory."""
 
 
+class Padding:
+    """Where the tokens of rows stand in (rows, longest), and back; row r's are those from `starts[r]` on."""
+
+    def __init__(self, starts: Sequence[int], lengths: Sequence[int], device: torch.device) -> None:
+        self.shape = (len(lengths), max(lengths, default=0))
+        column = torch.arange(self.shape[1])
+        is_token_BL = column < torch.tensor(lengths)[:, None]
+        token_BL = torch.where(is_token_BL, torch.tensor(starts)[:, None] + column, 0)
+        place_P = torch.empty(sum(lengths), dtype=torch.int64)
+        place_P[token_BL[is_token_BL]] = is_token_BL.flatten().nonzero()[:, 0]
+        self.place_P, self.token_BL = moved(place_P, device), moved(token_BL.flatten(), device)
+        self.is_padding_BL1 = moved(~is_token_BL.flatten()[:, None], device)
+
+    def pad(self, packed_PD: torch.Tensor) -> torch.Tensor:
+        """(P, D) -> (rows, longest, D), zeros on padding."""
+        return _Pad.apply(packed_PD, self)  # pyright: ignore[reportReturnType]
+
+    def pack(self, padded_BLD: torch.Tensor) -> torch.Tensor:
+        """(rows, longest, D) -> (P, D)."""
+        return _Pack.apply(padded_BLD, self)  # pyright: ignore[reportReturnType]
+
+    def padded(self, packed_PD: torch.Tensor) -> torch.Tensor:
+        rows = packed_PD.index_select(0, self.token_BL).masked_fill_(self.is_padding_BL1, 0)
+        return rows.view(*self.shape, packed_PD.shape[1])
+
+    def packed(self, padded_BLD: torch.Tensor) -> torch.Tensor:
+        return padded_BLD.flatten(0, 1).index_select(0, self.place_P)
+
+
+class _Pad(torch.autograd.Function):
+    """Each is the other's gradient. Autograd would add up rows that are all different, which is slow on a GPU."""
+
+    @staticmethod
+    def forward(ctx: Any, packed_PD: torch.Tensor, padding: Padding) -> torch.Tensor:
+        ctx.padding = padding
+        return padding.padded(packed_PD)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.padding.packed(gradient), None
+
+
+class _Pack(torch.autograd.Function):
+    """The inverse of `_Pad`."""
+
+    @staticmethod
+    def forward(ctx: Any, padded_BLD: torch.Tensor, padding: Padding) -> torch.Tensor:
+        ctx.padding = padding
+        return padding.packed(padded_BLD)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.padding.padded(gradient), None
+
+
 @dataclass(frozen=True)
 class Group:
-    """Rows of like lengths: their packed tokens are `start:stop`, padded to (rows, longest)."""
+    """Rows of like lengths; their packed tokens are `start:stop` of all."""
 
     rows: list[int]
     start: int
     stop: int
-    longest: int
-    index: torch.Tensor
-    """Place of each packed token in the padded (rows * longest)."""
+    padding: Padding
+
+    @property
+    def longest(self) -> int:
+        return self.padding.shape[1]
 
     def pad(self, packed_PD: torch.Tensor) -> torch.Tensor:
         """(P, D) of all groups -> (rows, longest, D) of this one, zeros on padding."""
-        flat = packed_PD.new_zeros(len(self.rows) * self.longest, packed_PD.shape[1])
-        return flat.index_copy(0, self.index, packed_PD[self.start : self.stop]).view(len(self.rows), self.longest, -1)
-
-    def pack(self, padded_BLD: torch.Tensor) -> torch.Tensor:
-        """(rows, longest, D) -> this group's packed tokens."""
-        return padded_BLD.flatten(0, 1).index_select(0, self.index)
+        own = packed_PD if self.stop - self.start == len(packed_PD) else packed_PD[self.start : self.stop]
+        return self.padding.pad(own)
 
 
 class Layout:
     """How sequences lie one after the other: longest first, in groups of like lengths."""
 
     def __init__(self, lengths: Sequence[int], device: torch.device) -> None:
-        self.lengths = list(lengths)
+        self.lengths, self.device = list(lengths), device
         self.order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
         self.longest = max(lengths, default=0)
         self.groups: list[Group] = []
+        ratio = GROUP_RATIO.get(device.type, 0.0)
         rows: list[int] = []
-        start = 0
         for row in [*self.order, -1]:
-            if rows and (row < 0 or lengths[row] < GROUP_RATIO * lengths[rows[0]]):
-                longest = lengths[rows[0]]
-                places = [i * longest + j for i, one in enumerate(rows) for j in range(lengths[one])]
-                index = on_device(places, device)
-                self.groups.append(Group(rows, start, start + len(places), longest, index))
-                start, rows = start + len(places), []
+            if rows and (row < 0 or lengths[row] < ratio * lengths[rows[0]]):
+                self.groups.append(self._group(rows))
+                rows = []
             rows.append(row)
+
+    def _group(self, rows: list[int]) -> Group:
+        own, start = [self.lengths[row] for row in rows], self.groups[-1].stop if self.groups else 0
+        starts = list(accumulate(own, initial=0))
+        return Group(rows, start, start + starts.pop(), Padding(starts, own, self.device))
+
+    @cached_property
+    def _all(self) -> Padding:
+        """All rows in their own order."""
+        starts = dict(zip(self.order, accumulate((self.lengths[row] for row in self.order), initial=0), strict=False))
+        return Padding([starts[row] for row in range(len(self.lengths))], self.lengths, self.device)
+
+    def padded(self, packed_PD: torch.Tensor) -> torch.Tensor:
+        """(P, D) -> (B, longest, D) in the rows' own order, zeros on padding."""
+        return self._all.pad(packed_PD)
 
     def flatten(self, rows: Sequence[Ids]) -> list[int]:
         """The tokens of all rows in packed order."""
@@ -81,11 +149,7 @@ class Layout:
 
     def row_sums(self, values_P: torch.Tensor) -> torch.Tensor:
         """Sum of each row's token values, (B,)."""
-        sums_B = values_P.new_zeros(len(self.lengths))
-        for group in self.groups:
-            rows = on_device(group.rows, values_P.device)
-            sums_B = sums_B.index_copy(0, rows, group.pad(values_P[:, None]).sum(dim=(1, 2)))
-        return sums_B
+        return self.padded(values_P[:, None]).sum(dim=(1, 2))
 
 
 @dataclass
@@ -96,16 +160,6 @@ class EncodedQuestions:
     layout: Layout
     keys_values: list[tuple[torch.Tensor, torch.Tensor]] | None = None
     """Cross-attention keys and values of every decoder layer, without gradient, once they were asked for."""
-
-    def padded(self, packed_PD: torch.Tensor) -> torch.Tensor:
-        """(P, D) -> (questions, S, D) in the questions' own order."""
-        layout = self.layout
-        padded = packed_PD.new_zeros(len(layout.lengths), layout.longest, packed_PD.shape[1])
-        for group in layout.groups:
-            rows = on_device(group.rows, packed_PD.device)
-            wide = nn.functional.pad(group.pad(packed_PD), (0, 0, 0, layout.longest - group.longest))
-            padded = padded.index_copy(0, rows, wide)
-        return padded
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
         """What is added to cross-attention scores, (questions, 1, 1, S): 0, and -inf on padding."""
@@ -161,7 +215,7 @@ def _self_attention(layer: nn.Module, x_PH: torch.Tensor, layout: Layout, biases
     parts = []
     for group, bias in zip(layout.groups, biases, strict=True):
         q, k, v = (_heads(one, attention.n_heads) for one in group.pad(qkv).chunk(3, dim=2))
-        parts.append(group.pack(_attend(attention, q, k, v, bias)))
+        parts.append(group.padding.pack(_attend(attention, q, k, v, bias)))
     return x_PH + layer.dropout(attention.o(torch.cat(parts)))  # pyright: ignore[reportCallIssue]
 
 
@@ -197,7 +251,7 @@ def _cross_keys_values(stack: T5Stack, encoded: EncodedQuestions) -> list:
     result = []
     for block in stack.block:
         attention: T5Attention = block.layer[1].EncDecAttention  # pyright: ignore
-        kv = encoded.padded(linear(encoded.states_PH, torch.cat([attention.k.weight, attention.v.weight])))
+        kv = encoded.layout.padded(linear(encoded.states_PH, torch.cat([attention.k.weight, attention.v.weight])))
         result.append(tuple(_heads(one, attention.n_heads) for one in kv.chunk(2, dim=2)))
     return result
 
@@ -211,7 +265,7 @@ def _cross_attention(
     parts = []
     for group, question_B, mask in zip(layout.groups, questions, masks, strict=True):
         k, v = (one.index_select(0, question_B) for one in keys_values)
-        parts.append(group.pack(_attend(attention, _heads(group.pad(q_PE), attention.n_heads), k, v, mask)))
+        parts.append(group.padding.pack(_attend(attention, _heads(group.pad(q_PE), attention.n_heads), k, v, mask)))
     return x_PH + layer.dropout(attention.o(torch.cat(parts)))  # pyright: ignore[reportCallIssue]
 
 

@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
 from qcrd.distill.checkpoint import CheckpointStore, clear
+from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
 from qcrd.distill.durable import is_full
@@ -69,16 +70,11 @@ def check_resources(config: ExperimentConfig) -> None:
 
 
 def set_up_torch(config: ExperimentConfig, workers: int = 1) -> torch.device:
-    """Threads and device of a worker. Ray sets one thread a CPU that was asked for; a model stage uses all cores.
-
-    On a GPU, sums are taken in a fixed order, so that a run which goes on equals one that never stopped.
-    """
+    """Threads and device of a worker. Ray sets one thread a CPU that was asked for; a model stage uses all cores."""
     torch.set_num_threads(config.resources.threads or max(1, len(os.sched_getaffinity(0)) // workers))
     if not uses_cuda(config):
         return torch.device("cpu")
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore[reportAttributeAccessIssue]
+    set_up_cuda(config.resources.deterministic)
     if config.resources.gpu_per_worker < 1:  # Ray's shares are only counts
         torch.cuda.set_per_process_memory_fraction(config.resources.gpu_per_worker)
     return torch.device("cuda")

@@ -15,11 +15,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedTokenizerBase
 
 from qcrd.artifacts import MARKER
 from qcrd.config import ConfigError
+from qcrd.distill.cuda import device_for_inference
 from qcrd.distill.durable import whole_or_absent
 from qcrd.distill.generation import generate
 from qcrd.distill.student import Student, encode_inputs, load_student
@@ -134,7 +134,7 @@ def label_in(settings: Mapping[str, Any], text: str) -> str:
 
 def load(folder: Path) -> LoadedStudent:
     """A student in fp32, on a GPU where there is one. Raises `ConfigError` where the folder cannot be read."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = device_for_inference()
     try:
         settings = json.loads((folder / SETTINGS).read_text())
         return LoadedStudent(*load_student(folder, "float32", device), settings)

@@ -8,6 +8,7 @@ import torch
 from qcrd.config import LossConfig, ScratchConfig, StudentConfig
 from qcrd.distill.batching import padded_inputs
 from qcrd.distill.losses import IGNORED
+from qcrd.distill.packed_t5 import GROUP_RATIO
 from qcrd.distill.step import QuestionBatch, finetune_step, qcrd_step
 from qcrd.distill.student import Student, build_student
 from tests.distill.helpers import (
@@ -39,6 +40,19 @@ def test_equals_the_naive_implementation_in_loss_and_every_gradient(
         assert float(ours.detach()) == pytest.approx(float(naive.detach()), rel=1e-12)
         assert_equal_gradients(gradients_of(ours, student), gradients_of(naive, student))
     assert {0.5: 0.0, 100.0: 1.0}.get(margin, float(metrics["hinge_active"])) == float(metrics["hinge_active"])
+
+
+@pytest.mark.parametrize("ratio", [0.0, 1.0])  # all rows padded together, as on a GPU; each length by itself
+def test_groups_of_rows_change_nothing(monkeypatch: pytest.MonkeyPatch, ratio: float):
+    found = []
+    for one in (0.7, ratio):
+        monkeypatch.setitem(GROUP_RATIO, "cpu", one)
+        student = tiny_student()
+        loss, metrics = qcrd_step(student, question_batch(), LossConfig(margin=100.0))
+        found.append((float(loss.detach()), gradients_of(loss, student), metrics["positive_nll"]))
+    assert found[1][0] == pytest.approx(found[0][0], rel=1e-12)
+    assert float(found[1][2]) == pytest.approx(float(found[0][2]), rel=1e-12)
+    assert_equal_gradients(found[1][1], found[0][1])
 
 
 def test_an_inactive_hinge_leaves_exactly_the_gradient_of_no_negatives():
