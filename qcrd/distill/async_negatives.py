@@ -17,6 +17,7 @@ from safetensors.torch import load
 
 from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import snapshot_name
+from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import set_weights
 from qcrd.distill.generation import Generated
@@ -42,8 +43,10 @@ class NegativesActor:
         self, config: dict[str, Any], inputs: Mapping[str, str], training: str, device: str, threads: int, rank: int,
         count: int,
     ) -> None:  # fmt: skip
-        torch.set_num_threads(threads)
         settings = ExperimentConfig.model_validate(config)
+        torch.set_num_threads(threads)
+        if device == "cuda":
+            set_up_cuda(settings.resources.deterministic)
         self._storage, self._training, self._rank, self._count = Storage.of(settings.output), training, rank, count
         data = load_training_data(settings, self._storage.fetch_all(inputs))
         self._maker = NegativeMaker(

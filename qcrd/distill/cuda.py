@@ -21,8 +21,8 @@ def set_up_cuda(deterministic: bool) -> None:
 
 
 def device_for_inference() -> torch.device:
-    """The GPU where there is one, set up as for training."""
+    """The GPU where there is one."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
-    set_up_cuda(deterministic=True)
+    set_up_cuda(deterministic=False)
     return torch.device("cuda")
