@@ -1,4 +1,4 @@
-"""Table 3: students trained on the teacher's labels, beside the teacher itself.
+"""Table 3: students trained on the teacher's labels, beside the teacher itself (the paper's: GPT-3.5).
 
 The teacher's two rows are read off its stored samples of the training questions (of its single samples, and of its
 votes): the paper's values for CQA and ANLI1 fit no test split, but they fit the training split.
@@ -7,8 +7,8 @@ votes): the paper's values for CQA and ANLI1 fit no test split, but they fit the
 from experiments.settings import FLAG, METHODS, claims, columns, config, printed, seeds, titled
 from qcrd.grid import Cell, Grid
 
-TEACHER = {"GPT-3.5": ("sample_accuracy", (66.30, 78.21, 66.27)),
-           "GPT-3.5, self-consistency": ("vote_accuracy", (69.05, 80.15, 67.08))}  # fmt: skip
+TEACHER = {"Teacher": ("sample_accuracy", (66.30, 78.21, 66.27)),
+           "Teacher, self-consistency": ("vote_accuracy", (69.05, 80.15, 67.08))}  # fmt: skip
 STUDENTS = {"DSS": (59.15, 44.10, 74.88), "MI": (59.22, 45.90, 74.67), "QCRD": (59.80, 46.70, 74.88)}
 ON_TRAIN = "fits no test split, but the training split: here read off the samples of the training questions"
 

@@ -74,7 +74,7 @@ def test_of_one_seed_the_longest_trainings_come_first():
 def test_measures_without_a_seed_are_taken_once():
     grid = table3.recipe("smoke").model_copy(update={"seeds": (0, 1, 2)})
     counts = Counter(job.cell.row for job in jobs_of(grid))
-    assert counts["GPT-3.5"] == 1 and counts["QCRD"] == 3
+    assert counts["Teacher"] == 1 and counts["QCRD"] == 3
 
 
 def test_the_plan_counts_what_cells_share_once(tmp_path: Path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from qcrd.config import TeacherConfig
 from qcrd.grid import SHARES, Cell, Grid
 from qcrd.report.grid_claims import Summary, Tested, column_student
 from qcrd.report.grid_data import ComparisonResult, GridResults
@@ -164,9 +165,14 @@ def _counts(result: ComparisonResult) -> list[str]:
     return [counts, percent(result.agreement), str(result.unparsed), shown(result.judge)]
 
 
+def _teacher(teacher: TeacherConfig) -> str:
+    return f"{teacher.model} ({teacher.kind})" if teacher.kind in ("openai", "vllm") else teacher.kind
+
+
 def made_section(grid: Grid, results: GridResults, about: Mapping[str, str]) -> list[str]:
-    """Command, commit, hardware and whatever else the caller says, the seeds, and the source of every number."""
-    told = {**about, "seeds": ", ".join(map(str, grid.seeds))}
+    """Command, commit, hardware and whatever else the caller says, the seeds, teachers, and every number's source."""
+    teachers = sorted({_teacher(cell.config.teacher) for cell in grid.cells if cell.config.uses_teacher()})
+    told = {**about, "seeds": ", ".join(map(str, grid.seeds)), "teacher": ", ".join(teachers) or "none"}
     lines = ["## How it was made", "", *table(["what", "value"], [[shown(k), shown(v)] for k, v in told.items()])]
     sources = [[shown(one.row), shown(one.column), str(one.seed), shown(one.source)] for one in results.cells]
     return lines + table(["row", "column", "seed", "source"], sources)
