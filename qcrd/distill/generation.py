@@ -55,18 +55,20 @@ def _generate_batch(
     temperature: float,
     top_k: int,
 ) -> list[Generated]:
-    """One batch with a key-value cache, from which rows leave some time after they end."""
-    with student.precision():
-        decoding = student.passes.start(rows, max_new_tokens)
+    """One batch with a key-value cache, from which rows leave some time after they end.
+
+    Within one `precision`, so that mixed precision casts each weight once a batch, not once a token.
+    """
+    decoding = student.passes.start(rows, max_new_tokens)
     uniforms_BT = torch.from_numpy(uniforms).to(student.device)
     outputs: list[list[int]] = [[] for _ in rows]
     ended = [False] * len(rows)
     batch = list(range(len(rows)))
     tokens = torch.full((len(rows),), student.start_id, dtype=torch.int64, device=student.device)
     for position in range(max_new_tokens):
-        with student.precision():
-            logits = decoding.step(tokens)
-        tokens = draw_tokens(logits, uniforms_BT[batch, position], temperature, top_k)
+        logits = decoding.step(tokens)
+        with torch.autocast(student.device.type, enabled=False):
+            tokens = draw_tokens(logits, uniforms_BT[batch, position], temperature, top_k)
         for row, token in zip(batch, tokens.tolist(), strict=True):
             ended[row] = ended[row] or token == student.eos_id
             if not ended[row]:
@@ -107,9 +109,9 @@ def generate_batches(
             draws = np.zeros((len(batch), max_new_tokens))
             if stream is not None and temperature > 0:
                 draws = np.stack([stream(row).random(max_new_tokens) for row in batch])
-            made.append(
-                _generate_batch(student, [rows[index] for index in batch], draws, max_new_tokens, temperature, top_k)
-            )
+            texts = [rows[index] for index in batch]
+            with student.precision():
+                made.append(_generate_batch(student, texts, draws, max_new_tokens, temperature, top_k))
             if on_progress is not None:
                 on_progress(sum(map(len, made)))
     finally:

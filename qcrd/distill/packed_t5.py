@@ -196,11 +196,10 @@ def _attend(
     return out.transpose(1, 2).flatten(2)
 
 
-def _queries_keys_values(layer: Any, x: torch.Tensor) -> torch.Tensor:
-    """All three in one product, (…, 3 * heads * D)."""
+def _joined_weights(layer: Any) -> torch.Tensor:
+    """Of a self-attention's queries, keys and values, for one product, (3 * heads * D, H)."""
     attention = layer.SelfAttention
-    weights = torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
-    return linear(_norm(layer.layer_norm, x), weights)
+    return torch.cat([attention.q.weight, attention.k.weight, attention.v.weight])
 
 
 def _before_logits(model: T5ForConditionalGeneration, x: torch.Tensor) -> torch.Tensor:
@@ -211,7 +210,7 @@ def _before_logits(model: T5ForConditionalGeneration, x: torch.Tensor) -> torch.
 
 def _self_attention(layer: nn.Module, x_PH: torch.Tensor, layout: Layout, biases: list[torch.Tensor]) -> torch.Tensor:
     attention: T5Attention = layer.SelfAttention  # pyright: ignore[reportAssignmentType]
-    qkv = _queries_keys_values(layer, x_PH)
+    qkv = linear(_norm(layer.layer_norm, x_PH), _joined_weights(layer))  # pyright: ignore[reportArgumentType]
     parts = []
     for group, bias in zip(layout.groups, biases, strict=True):
         q, k, v = (_heads(one, attention.n_heads) for one in group.pad(qkv).chunk(3, dim=2))
@@ -362,6 +361,7 @@ class T5Decoding:
         self.cross = _cross_keys_values(stack, encoded)
         self.mask = encoded.mask(encoded.states_PH.dtype)
         keys = self.cross[0][0]
+        self.joined = [_joined_weights(block.layer[0]).to(keys.dtype) for block in stack.block]  # pyright: ignore
         shape = (len(stack.block), 2, keys.shape[0], attention.n_heads, max_new_tokens, keys.shape[3])
         self.cache = keys.new_zeros(shape)
         self.bias = _position_bias(attention, max_new_tokens)
@@ -372,10 +372,11 @@ class T5Decoding:
         stack, now = self.model.decoder, self.length
         x = stack.dropout(stack.embed_tokens(tokens_B))
         bias = self.bias[..., now : now + 1, : now + 1]
-        for block, cache, (k_cross, v_cross) in zip(stack.block, self.cache, self.cross, strict=True):
+        parts = zip(stack.block, self.joined, self.cache, self.cross, strict=True)
+        for block, joined, cache, (k_cross, v_cross) in parts:
             layer: Any = block.layer[0]  # pyright: ignore
             attention = layer.SelfAttention
-            qkv = _queries_keys_values(layer, x)
+            qkv = linear(_norm(layer.layer_norm, x), joined)
             q, k, v = (_heads(one[:, None], attention.n_heads) for one in qkv.chunk(3, dim=1))
             cache[0, :, :, now], cache[1, :, :, now] = k[:, :, 0], v[:, :, 0]
             out = _attend(attention, q, cache[0, :, :, : now + 1], cache[1, :, :, : now + 1], bias)
