@@ -64,6 +64,7 @@ def snapshot_name(training: str, iteration: int) -> str:
 
 def clear(storage: Storage, training: str) -> None:
     """Delete a training's snapshots and checkpoints, on this node and in a bucket, once nobody will go on from them."""
+    remove_left_overs(storage.folder / training)  # of a start that was killed in here
     for kind in KINDS:
         storage.unpublish(f"{training}/{kind}")
         if (folder := storage.folder / training / kind).exists():

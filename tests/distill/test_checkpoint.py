@@ -9,6 +9,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import socket
 import subprocess
 import threading
@@ -20,7 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
+from qcrd.distill import durable
+from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress, clear
 from qcrd.storage import Storage
 
 IDENTITY = {"train": {"learning_rate": 0.0001, "betas": (0.9, 0.999)}, "inputs": {"rationales": "abc"}}
@@ -415,3 +417,21 @@ def test_kill_9_at_any_moment_leaves_a_whole_newest_checkpoint(
     assert not list(tmp_path.rglob("*.tmp"))
     assert len(names(store, "checkpoints")) <= 3 and len(names(store, "snapshots")) <= 6
     assert_is(store, last + 1, best_of(last + 1), SIZE)
+
+
+def clear_until_killed(folder: Path) -> None:
+    def kill(_: Path) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    durable.shutil.rmtree = kill
+    clear(Storage.of(folder.parent), folder.name)
+
+
+def test_what_a_kill_left_of_a_finished_training_goes_with_the_next_start(trained: None, tmp_path: Path):
+    process = FORK.Process(target=clear_until_killed, args=(tmp_path,))
+    process.start()
+    process.join(timeout=60)
+    assert process.exitcode == -signal.SIGKILL
+    assert len(list(tmp_path.glob("*.tmp"))) == 1  # out of sight, still on the disk
+    clear(Storage.of(tmp_path.parent), tmp_path.name)
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".safetensors")]
