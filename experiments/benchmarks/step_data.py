@@ -92,7 +92,7 @@ class Setting:
         return build_discriminator(config, texts, torch.device(self.device))
 
     def set_up(self) -> None:
-        """Set up this process. On a GPU the references, too, go without cuDNN's attention: it would slow them down."""
+        """Set up this process. On a GPU the references, too, go without cuDNN's attention."""
         torch.set_num_threads(self.threads)
         if self.device.startswith("cuda"):
             set_up_cuda(deterministic=False)

@@ -10,7 +10,7 @@ P tokens, B rows, L longest row, H width, S input tokens, T target tokens, D wid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
@@ -24,9 +24,10 @@ from transformers.models.t5.modeling_t5 import T5Attention, T5ForConditionalGene
 from qcrd.distill.batching import Ids, moved, on_device, token_batches
 from qcrd.distill.cross_entropy import nll_of_tokens, weighted_nll
 
+Rearrange = Callable[[torch.Tensor], torch.Tensor]
 GROUP_RATIO = {"cpu": 0.7, "cuda": 0.0}
-"""Rows share a padded attention while each has at least this share of the longest one's tokens. On a GPU all do: there,
-starting one more operation costs more than padding."""
+"""Rows share a padded attention while each has at least this share of the longest one's tokens. On a GPU all do, so
+that fewer operations are started (counted; not timed there)."""
 SCORING_TOKENS = {"cpu": 4096, "cuda": 32768}
 """Target tokens of one decoder pass without gradient: bounds its memory."""
 
@@ -46,44 +47,31 @@ class Padding:
 
     def pad(self, packed_PD: torch.Tensor) -> torch.Tensor:
         """(P, D) -> (rows, longest, D), zeros on padding."""
-        return _Pad.apply(packed_PD, self)  # pyright: ignore[reportReturnType]
+        return _Rearranged.apply(packed_PD, self._padded, self._packed)  # pyright: ignore[reportReturnType]
 
     def pack(self, padded_BLD: torch.Tensor) -> torch.Tensor:
         """(rows, longest, D) -> (P, D)."""
-        return _Pack.apply(padded_BLD, self)  # pyright: ignore[reportReturnType]
+        return _Rearranged.apply(padded_BLD, self._packed, self._padded)  # pyright: ignore[reportReturnType]
 
-    def padded(self, packed_PD: torch.Tensor) -> torch.Tensor:
+    def _padded(self, packed_PD: torch.Tensor) -> torch.Tensor:
         rows = packed_PD.index_select(0, self.token_BL).masked_fill_(self.is_padding_BL1, 0)
         return rows.view(*self.shape, packed_PD.shape[1])
 
-    def packed(self, padded_BLD: torch.Tensor) -> torch.Tensor:
+    def _packed(self, padded_BLD: torch.Tensor) -> torch.Tensor:
         return padded_BLD.flatten(0, 1).index_select(0, self.place_P)
 
 
-class _Pad(torch.autograd.Function):
-    """Each is the other's gradient. Autograd would add up rows that are all different, which is slow on a GPU."""
+class _Rearranged(torch.autograd.Function):
+    """Padding's gradient is packing, and the other way round; autograd would sum over rows that are all different."""
 
     @staticmethod
-    def forward(ctx: Any, packed_PD: torch.Tensor, padding: Padding) -> torch.Tensor:
-        ctx.padding = padding
-        return padding.padded(packed_PD)
+    def forward(ctx: Any, x: torch.Tensor, there: Rearrange, back: Rearrange) -> torch.Tensor:
+        ctx.back = back
+        return there(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.padding.packed(gradient), None
-
-
-class _Pack(torch.autograd.Function):
-    """The inverse of `_Pad`."""
-
-    @staticmethod
-    def forward(ctx: Any, padded_BLD: torch.Tensor, padding: Padding) -> torch.Tensor:
-        ctx.padding = padding
-        return padding.packed(padded_BLD)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return ctx.padding.padded(gradient), None
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return ctx.back(gradient), None, None
 
 
 @dataclass(frozen=True)
