@@ -133,7 +133,8 @@ def test_how_it_was_made(report: Report) -> None:
     text, page_text, _, out = report
     assert (
         "| commit | 0123abc |" in text
-        and "| seeds | 0, 1, 2 |" in text and "| teacher | gpt-3.5-turbo (openai) |" in text
+        and "| seeds | 0, 1, 2 |" in text
+        and "| teacher | gpt-3.5-turbo (openai) |" in text
         and "| QCRD | SVAMP | 1 | runs/QCRD/1 |" in text
     )
     assert "1 A100 &amp; &lt;2&gt; cores" in page_text
