@@ -7,15 +7,15 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import ValidationError
 
-from qcrd.config import ConfigError, ExperimentConfig, one_line, with_overrides
-from qcrd.grid import Grid
+from qcrd.config import ConfigError, ExperimentConfig, RationalesConfig, one_line, with_overrides
+from qcrd.grid import Grid, as_judge
 from qcrd.recipes import load_recipe, project_root, recipe_file
 from qcrd.sweep import Sweep
 
@@ -51,24 +51,51 @@ def load(
         if isinstance(made, ExperimentConfig):
             if seeds is not None:
                 raise ConfigError(f"--seeds: {seeds!r} is not allowed for one experiment; write seed=1")
-            return with_overrides(made, pairs_of(overrides))
+            return _overridden(made, pairs_of(overrides))
         if isinstance(made, Sweep):
             return _swept(made, overrides, seeds)
-        pairs = pairs_of(overrides)
-        cells = [cell.model_copy(update={"config": with_overrides(cell.config, pairs)}) for cell in made.cells]
-        changed: dict[str, Any] = {"cells": cells}
-        if seeds is not None:
-            changed["seeds"] = seeds.split(",")
-        return Grid.model_validate(made.model_dump() | changed)
+        return _changed_grid(made, pairs_of(overrides), seeds)
     except ValidationError as error:
         raise ConfigError(one_line(error)) from None
 
 
+_NOT_PASSED = frozenset({"method", "name", "negatives", "output", "resources", "seed", "tracking"})
+
+
+def _overridden(config: ExperimentConfig, pairs: Mapping[str, str]) -> ExperimentConfig:
+    """An experiment with overrides, which hold for the student that writes its negatives, too."""
+    changed = with_overrides(config, pairs)
+    passed = {key: value for key, value in pairs.items() if key.partition(".")[0] not in _NOT_PASSED}
+    if changed.fixed_recipe is None or not passed:
+        return changed
+    return with_overrides(changed, {"negatives.fixed_overrides": changed.negatives.fixed_overrides | passed})
+
+
+def _parted(pairs: Mapping[str, str], group: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The settings of a group (`sweep.…`) without its name, and the others."""
+    own = {key.removeprefix(f"{group}."): value for key, value in pairs.items() if key.startswith(f"{group}.")}
+    return own, {key: value for key, value in pairs.items() if not key.startswith(f"{group}.")}
+
+
+def _changed_grid(grid: Grid, pairs: Mapping[str, str], seeds: str | None) -> Grid:
+    """A grid with its judge's settings (judge.model=…), those of all cells, and seeds replaced."""
+    own, others = _parted(pairs, "judge")
+    cells = [cell.model_copy(update={"config": _overridden(cell.config, others)}) for cell in grid.cells]
+    changed: dict[str, Any] = {"cells": cells} | ({} if seeds is None else {"seeds": seeds.split(",")})
+    if own:
+        if grid.judge is None:
+            raise ConfigError(f"judge.{next(iter(own))}: not allowed; no judge LLM is asked in {grid.name}")
+        samples = RationalesConfig(num_samples=grid.judge.num_samples)
+        asking = ExperimentConfig(name="judge", teacher=grid.judge, rationales=samples)
+        with as_judge():
+            changed["judge"] = with_overrides(asking, {f"teacher.{key}": value for key, value in own.items()}).teacher
+    return Grid.model_validate(grid.model_dump() | changed)
+
+
 def _swept(sweep: Sweep, overrides: Sequence[str], seeds: str | None) -> Sweep:
     """A sweep with its own settings (sweep.budget_hours=2), those of its base, and seeds replaced."""
-    pairs = pairs_of(overrides)
-    own = {key.removeprefix("sweep."): value for key, value in pairs.items() if key.startswith("sweep.")}
-    base = with_overrides(sweep.base, {key: value for key, value in pairs.items() if not key.startswith("sweep.")})
+    own, others = _parted(pairs_of(overrides), "sweep")
+    base = _overridden(sweep.base, others)
     changed: dict[str, Any] = {**own, "base": base} | ({} if seeds is None else {"seeds": seeds.split(",")})
     return Sweep.model_validate({**dict(sweep), **changed})
 
@@ -160,7 +187,7 @@ def sweep(
 def _running() -> Iterator[Display]:
     """The display of a long command, and what ends it early as one line and an exit code."""
     from qcrd.console import Display
-    from qcrd.distill.train import TrainingFailed
+    from qcrd.distill.train import StageFailed
     from qcrd.teacher.asking import Stopped
 
     with Display() as display, insistent_interrupts():
@@ -176,7 +203,7 @@ def _running() -> Iterator[Display]:
                 "--accept-missing goes on without it."
             )
             raise typer.Exit(3) from None
-        except TrainingFailed as failed:
+        except StageFailed as failed:
             print(f"error: {failed}", file=sys.stderr)
             raise typer.Exit(1) from None
 

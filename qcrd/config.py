@@ -115,7 +115,9 @@ class VllmConfig(Settings):
     revision: str | None = None
 
 
-REQUEST_FIELDS = frozenset({"model", "messages", "prompt", "n", "max_tokens", "max_completion_tokens", "stream"})
+REQUEST_FIELDS = frozenset(
+    {"model", "messages", "prompt", "n", "best_of", "max_tokens", "max_completion_tokens", "stream"}
+)
 """What `TeacherConfig.extra_body` may not hold: other settings decide it, and money is reckoned by it."""
 
 
@@ -271,6 +273,9 @@ class NegativesConfig(Settings):
     fixed: str | None = Field(
         default=None, description="for source=fixed: a model folder, or a recipe, whose student is trained first"
     )
+    fixed_overrides: dict[str, Any] = Field(
+        default={}, description="settings of that recipe to replace; the command line adds its own overrides"
+    )
     temperature: float = Field(default=1.5, ge=0)
     top_k: int = Field(default=50, ge=0, description="0: the whole vocabulary")
     max_new_tokens: Positive = 64
@@ -409,7 +414,9 @@ class ExperimentConfig(Settings):
                 f"train.labels: {self.train.labels!r} is not allowed; method = distill_label trains on 'teacher' labels"
             )
         if self.negatives.source == "fixed" and not self.negatives.fixed:
-            raise ValueError("negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder")
+            raise ValueError(
+                "negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder or a recipe"
+            )
         self._check_batch()
         return self
 
@@ -445,6 +452,8 @@ class ExperimentConfig(Settings):
         data["negatives"].pop("placement")
         if self.fixed_recipe is not None:
             data["negatives"]["fixed"] = self.fixed_recipe.rpartition("/")[2]  # a recipe's folder is a path
+        else:
+            data["negatives"].pop("fixed_overrides")
         for part, paths in (("imported", ("path", "aligned_to")), ("vllm", _VLLM_HARDWARE)):
             for name in paths:
                 data["teacher"][part].pop(name)
@@ -535,6 +544,14 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _json_or_text(value: Any) -> Any:
+    """A command-line value where no field says which type it has."""
+    try:
+        return json.loads(value)
+    except (TypeError, ValueError):
+        return value
+
+
 def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> ExperimentConfig:
     """`config` with dotted keys replaced, for the command line and for sweeps alike.
 
@@ -550,7 +567,7 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, Any]) -> Ex
                 allowed = _allowed_keys(parents[:depth])
                 raise ConfigError(f"{key}: unknown key (value {value!r}); allowed here: {', '.join(allowed)}")
             group = child
-        group[last] = _plain(value)
+        group[last] = _json_or_text(value) if parents[-1:] == ["extra_body"] else _plain(value)
     return validated(data)
 
 

@@ -5,12 +5,15 @@ A table or figure of the paper is one grid. Knows nothing about how a cell is ru
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections import Counter
+from collections.abc import Iterator
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qcrd.config import ExperimentConfig, Settings, TeacherConfig
+from qcrd.config import ConfigError, ExperimentConfig, Settings, TeacherConfig
 
 Measure = Literal[
     "test_accuracy", "training_hours", "sample_accuracy", "vote_accuracy", "mean_positives", "share_only_positives",
@@ -98,7 +101,22 @@ class Grid(Settings):
                 raise ValueError(f"claims and comparisons: there is no cell ({row!r}, {column!r})")
         if self.comparisons and self.judge is None:
             raise ValueError("judge: None is not allowed; comparisons need one")
+        for one in self.comparisons:
+            for row in (one.first, one.second):
+                self._check_explained(row, one)
         return self
+
+    def _check_explained(self, row: str, comparison: Comparison) -> None:
+        cell = self.cell(row, comparison.column)
+        assert cell is not None
+        wanted = cell.config.evaluation
+        if not wanted.explained_questions:
+            raise ValueError("evaluation.explained_questions: 0 is not allowed; the comparisons need rationales")
+        if comparison.temperature not in wanted.explain_temperatures:
+            raise ValueError(
+                f"evaluation.explain_temperatures: {list(wanted.explain_temperatures)} is not allowed; the comparisons "
+                f"need {comparison.temperature:g}"
+            )
 
     @property
     def rows(self) -> list[str]:
@@ -119,3 +137,12 @@ class Grid(Settings):
     def seeds_of(self, cell: Cell) -> tuple[int, ...]:
         """The seeds for which a cell is run."""
         return self.seeds if cell.measure in SEEDED else self.seeds[:1]
+
+
+@contextlib.contextmanager
+def as_judge() -> Iterator[None]:
+    """A judge LLM's settings are a teacher's: an error about one of them names the judge."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(re.sub(r"(?<![\w./-])teacher\.(?=\w)", "judge.", str(error))) from None

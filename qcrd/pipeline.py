@@ -8,14 +8,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from qcrd.artifacts import Artifact, digest_of, fingerprint
-from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
 from qcrd.recipes import load_recipe
@@ -31,7 +31,7 @@ from qcrd.teacher.cost import CostEstimate, cost_rows, estimate_cost
 from qcrd.teacher.freeze import known_completion
 from qcrd.teacher.probe import samples_per_request
 from qcrd.teacher.requests import asked_splits, missing_mask, store_place, wanted_samples
-from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store import SampleStore, StoreError
 from qcrd.tracking import RunRecord, read_metrics
 
 RAY_DEFAULTS = {
@@ -51,14 +51,16 @@ class PlannedStage:
     cost: CostEstimate | None = None
 
 
-def check(config: ExperimentConfig) -> None:
-    """Everything that can be known to be wrong before anything is written or asked. Raises `ConfigError`."""
+def check(config: ExperimentConfig, until: str = "report") -> None:
+    """Everything that can be known to be wrong before anything is written or asked. Raises `ConfigError`.
+
+    `until`: the last stage to run; with `questions` nobody is asked."""
     task = get_task(config.task.name)
     task.check(config.task)
     train_limit(task, config)
     _check_gold_labels(config, task)
     get_parser(config.teacher.parser, task)
-    if config.uses_teacher():
+    if config.uses_teacher() and until != "questions":
         check_teacher(config, task)
     student = config.student
     named: dict[str, str | None] = {"student.model": student.model}
@@ -70,7 +72,7 @@ def check(config: ExperimentConfig) -> None:
         field = "discriminator.scratch.tokenizer" if scratch else "discriminator.model"
         named[field] = judge.scratch.tokenizer if scratch else judge.model
     if (other := fixed_recipe(config)) is not None:
-        check(other)
+        check(other, until)
     elif config.negatives.source == "fixed":
         named["negatives.fixed"] = config.negatives.fixed
     for field, name in named.items():
@@ -100,10 +102,10 @@ def _artifact(config: ExperimentConfig, stage: Stage, done: Mapping[str, Artifac
     return Artifact(Storage.of(config.output), stage.name, name, mark).newest()
 
 
-def plan(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]:
-    """Stages as done or to run, with counts of teacher requests, their price, and training steps. Writes and asks
-    nothing; only with `download` are questions fetched, without which those behind a URL have no price yet."""
-    check(config)
+def plan(config: ExperimentConfig, download: bool = False, until: str = "report") -> list[PlannedStage]:
+    """Stages up to `until` as done or to run, with counts of teacher requests, their price, and training steps. Writes
+    and asks nothing; only with `download` are questions fetched, without which those behind a URL have no price yet."""
+    check(config, until)
     other = fixed_recipe(config)
     if other is not None and (student := _finished_student(other)) is not None:
         config = _with_fixed(config, student)
@@ -118,6 +120,8 @@ def plan(config: ExperimentConfig, download: bool = False) -> list[PlannedStage]
             planned.append(_planned_samples(config, done.get("questions"), download))
         else:
             planned.append(PlannedStage(stage.name, "to run", _work(config, stage.name)))
+        if stage.name == until:
+            break
     return planned
 
 
@@ -127,8 +131,7 @@ def plan_whole(config: ExperimentConfig, download: bool = False) -> list[Planned
     first: list[PlannedStage] = []
     if other is not None:
         check(config)
-        upto = _student_index(other) + 1
-        first = [replace(one, stage=f"{one.stage} (negatives.fixed)") for one in plan(other, download)[:upto]]
+        first = [replace(one, stage=f"{one.stage} (negatives.fixed)") for one in plan(other, download, "student")]
     return first + plan(config, download)
 
 
@@ -165,7 +168,10 @@ def _planned_samples(config: ExperimentConfig, questions: Artifact | None, downl
         return PlannedStage("samples", "to run", f"at most {total} {_ASKED[teacher.kind]}; --download shows the price")
     rows = load_questions(task, config.task, limit) if questions is None else _questions_of(questions)
     wanted, store = wanted_samples(config, task, rows), SampleStore(store_place(config))
-    index = store.index(set_aside=False)
+    try:
+        index = store.index(set_aside=False)
+    except (StoreError, OSError) as error:
+        raise ConfigError(f"teacher.store: {error}") from None
     missing = missing_mask(wanted, index, retry_errors=False)
     work = f"{int(missing.sum())} of {wanted.total} {_ASKED[teacher.kind]}"
     if teacher.kind != "openai":
@@ -235,13 +241,15 @@ def record_folder(config: ExperimentConfig) -> Path:
 class Options:
     """How a run goes about it; nothing here changes a result.
 
-    `retry_errors`: a finished samples artifact with error rows gets a new revision, for which they are asked again.
+    `retry_errors`: a finished samples artifact with error rows gets a new revision, for which they are asked again:
+    once, whatever the number of experiments that share it (`retried`: fingerprint → revision).
     `accept_missing`: samples that the store lacks become error rows; nobody is asked. `until`: the last stage to run.
     """
 
     retry_errors: bool = False
     accept_missing: bool = False
     until: str = "report"
+    retried: dict[str, int] = field(default_factory=dict)
 
 
 DEFAULT_OPTIONS = Options()
@@ -264,7 +272,7 @@ def run(
     `record`: where the run is recorded; by default in a record of its own. It is closed at the end. `stages`: of the
     experiment, where they are others than usual (see `stages.with_trained_student`).
     """
-    check(config)
+    check(config, options.until)
     storage = Storage.of(config.output)
     prepare_output(storage)
     with contextlib.ExitStack() as stack:
@@ -301,6 +309,8 @@ def prepare_output(storage: Storage) -> None:
         storage.prepare()
     except ValueError as error:
         raise ConfigError(str(error)) from None
+    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+        raise ConfigError(f"output: '{storage.place}' cannot be written to: {error.strerror}") from None
 
 
 def fixed_recipe(config: ExperimentConfig) -> ExperimentConfig | None:
@@ -310,6 +320,7 @@ def fixed_recipe(config: ExperimentConfig) -> ExperimentConfig | None:
     other = load_recipe(config.fixed_recipe)
     if not isinstance(other, ExperimentConfig):
         raise ConfigError(f"negatives.fixed: {config.fixed_recipe!r} is not one experiment")
+    other = with_overrides(other, config.negatives.fixed_overrides)
     shared = {name: getattr(config, name) for name in ("output", "resources", "tracking")}
     return other.model_copy(update={"seed": config.seed, **shared})
 
@@ -341,7 +352,8 @@ def _run_stages(
         artifact = _artifact(config, stage, finished)
         assert artifact is not None
         if options.retry_errors and stage.name == "samples" and artifact.is_finished() and _errors_of(artifact):
-            artifact = replace(artifact, revision=artifact.revision + 1)
+            revision = options.retried.setdefault(artifact.fingerprint, artifact.revision + 1)
+            artifact = replace(artifact, revision=revision)
         skipped = artifact.is_finished()
         if not skipped:
             start_ray()

@@ -10,12 +10,14 @@ from typing import Any
 from qcrd.artifacts import digest_of
 from qcrd.config import ExperimentConfig
 from qcrd.console import Display
-from qcrd.evaluate.comparison import comparison_requests
+from qcrd.evaluate.comparison import comparison_requests, comparison_usd
 from qcrd.grid import Grid
 from qcrd.pipeline import PlannedStage, fixed_recipe, plan, show_cost
 from qcrd.run_grid import check_grid, jobs_of, paper_hours
 from qcrd.stages import Stage, stages_of
-from qcrd.teacher.cost import CostEstimate
+from qcrd.tasks import get_task, load_questions
+from qcrd.tasks.files import is_download
+from qcrd.teacher.cost import CostEstimate, is_free
 
 
 @dataclass
@@ -31,6 +33,8 @@ class GridPlan:
     students: Counter[str] = field(default_factory=Counter)
     hours: dict[str, float] = field(default_factory=dict)
     unknown_hours: set[str] = field(default_factory=set)
+    judge_requests: int = 0
+    judge_usd: float | None = None
 
     def show(self, display: Display) -> None:
         grid, seeds = self.grid, ", ".join(map(str, self.grid.seeds))
@@ -44,11 +48,10 @@ class GridPlan:
         if self.students:
             self._show_hours(display)
         if grid.judge is not None and grid.comparisons:
-            configs = [cell.config for one in grid.comparisons if (cell := grid.cell(one.first, one.column))]
-            requests = sum(comparison_requests(config, grid.judge) for config in configs)
-            display.say(
-                f"Then at most {requests} requests to the judge LLM ({grid.judge.kind}), both orders of each pair."
-            )
+            name = grid.judge.kind if is_free(grid.judge) else grid.judge.model
+            asked = f"Then at most {self.judge_requests} requests to the judge LLM ({name}), both orders of each pair"
+            unknown = "" if is_free(grid.judge) else ", without a known price or with questions still to be downloaded"
+            display.say(f"{asked}{unknown if self.judge_usd is None else f', at most ${self.judge_usd:,.2f}'}.")
         usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]
         if any(value is not None for value in usd):
             known = sum(value for value in usd if value is not None)
@@ -88,10 +91,26 @@ def plan_grid(grid: Grid, download: bool = False, until: str | None = None) -> G
     seen: set[str] = set()
     largest: dict[str, tuple[int, CostEstimate]] = {}
     for job in jobs:
-        for config in filter(None, (fixed_recipe(job.config), job.config)):
-            _count(found, config, until or job.until, download, seen, largest)
+        if (other := fixed_recipe(job.config)) is not None:
+            _count(found, other, "student", download, seen, largest)
+        _count(found, job.config, until or job.until, download, seen, largest)
     found.costs = [cost for _, cost in largest.values() if cost.samples]
+    _count_comparisons(found, download)
     return found
+
+
+def _count_comparisons(found: GridPlan, download: bool) -> None:
+    """The judge LLM's requests and price, with what the sample store has already."""
+    grid, prices = found.grid, []
+    for one in grid.comparisons:
+        cell = grid.cell(one.first, one.column)
+        assert cell is not None and grid.judge is not None
+        task = cell.config.task
+        there = not is_free(grid.judge) and (download or not is_download(task.path))
+        questions = load_questions(get_task(task.name), task) if there else []
+        found.judge_requests += comparison_requests(cell.config, grid.judge)
+        prices.append(comparison_usd(cell.config, grid.judge, questions))
+    found.judge_usd = None if None in prices or not prices else sum(filter(None, prices))
 
 
 def _count(
@@ -99,14 +118,12 @@ def _count(
     largest: dict[str, tuple[int, CostEstimate]],
 ) -> None:  # fmt: skip
     stages = {stage.name: stage for stage in stages_of(config)}
-    for planned in plan(config, download):
+    for planned in plan(config, download, until):
         stage = stages[planned.stage]
         key = _key(config, stage, stages)
         if key not in seen:
             seen.add(key)
             _add(found, config, stage, planned, largest)
-        if stage.name == until:
-            return
 
 
 def _add(

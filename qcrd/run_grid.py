@@ -21,7 +21,7 @@ from qcrd.artifacts import Artifact, digest_of
 from qcrd.cell_files import cell_folder, cell_name, read_cell, right_of, slug, write_cell
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.console import Display
-from qcrd.distill.train import TrainingFailed, uses_gpu
+from qcrd.distill.train import StageFailed, uses_gpu
 from qcrd.evaluate.comparison import check_judge, compare_rationales
 from qcrd.grid import STAGE_OF, Cell, Grid
 from qcrd.pipeline import (
@@ -68,7 +68,8 @@ class Finished:
 def paper_hours(config: ExperimentConfig) -> float | None:
     """Hours of a student's training on one A100-80G, in proportion to the paper's; None where it gives none."""
     student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
-    hours = TRAINING_HOURS.get((student, config.method))
+    method = config.method if config.method != "qcrd" or config.uses_discriminator() else "qcrd w/o D"
+    hours = TRAINING_HOURS.get((student, method))
     return None if hours is None else hours * config.train.steps / PAPER_STEPS
 
 
@@ -99,7 +100,7 @@ def grid_key(grid: Grid) -> str:
 def check_grid(grid: Grid) -> None:
     """`pipeline.check` for all cells. Raises `ConfigError`."""
     for cell in grid.cells:
-        check(cell.config)
+        check(cell.config, _last_stage(cell))
     if grid.judge is not None:
         for comparison in grid.comparisons:
             cell = grid.cell(comparison.first, comparison.column)
@@ -149,12 +150,14 @@ def _run_recorded(
     try:
         record.flush()  # the children are tagged with its id
         finished = _run_jobs(grid, display, record, results_root, options, parallel)
-        comparisons = _compare(grid, finished, output, display, options.retry_errors)
+        comparisons: list[ComparisonResult] = []
         results = GridResults(list(finished.cells.values()), comparisons, finished.missing)
         report = output / "grids" / key
-        metrics = write_grid_report(grid, results, report, about())
-        record.log("grid", metrics)
-        record.add_artifact(report, "report")
+        try:
+            _compare(grid, finished, output, display, options.retry_errors, comparisons)
+        finally:  # students are trained, whatever the judge says
+            record.log("grid", write_grid_report(grid, results, report, about()))
+            record.add_artifact(report, "report")
         status = "FAILED" if results.missing else "FINISHED"
         return report, results
     finally:
@@ -168,6 +171,8 @@ def _run_jobs(
     committed = None if grid.results is None else results_root / grid.results
 
     at_once = min(parallel or cells_at_once(grid), len(jobs))
+    if at_once > 1:  # actors for negatives would wait for what other cells' workers hold, for ever
+        jobs = [replace(job, config=with_overrides(job.config, {"negatives.placement": "inline"})) for job in jobs]
 
     def run_one(number: int) -> None:
         count = f"{number + 1}/{len(jobs)}"
@@ -214,7 +219,7 @@ def _run_job(
     )  # fmt: skip
     try:
         made = run(job.config, display, replace(options, until=job.until), record)
-    except TrainingFailed as failed:
+    except StageFailed as failed:
         display.warn(f"cell {count} ({name}) failed: {failed}")
         finished.missing[job.place] = str(failed)
         return
@@ -278,8 +283,10 @@ def _value(cell: Cell, summaries: Mapping[str, Mapping[str, Any]]) -> float:
         return float(summary["seconds"]) / 3600
     if cell.measure in ("mean_positives", "share_only_positives", "share_only_negatives"):
         return float(summary["by_gold"][cell.measure])
-    if cell.measure in ("sample_accuracy", "vote_accuracy"):
+    if cell.measure == "vote_accuracy":
         return float(summary[cell.measure])
+    if cell.measure == "sample_accuracy":  # of all samples, as the vote's is of all questions
+        return float(summary[cell.measure]) * float(summary["parse_rate"])
     return float(summary[cell.measure.removesuffix("_size")])
 
 
@@ -287,10 +294,9 @@ def _value(cell: Cell, summaries: Mapping[str, Mapping[str, Any]]) -> float:
 
 
 def _compare(
-    grid: Grid, finished: Finished, output: Path, display: Display, retry_errors: bool
-) -> list[ComparisonResult]:
-    """All comparisons whose two cells are there, of the first seed."""
-    results = []
+    grid: Grid, finished: Finished, output: Path, display: Display, retry_errors: bool, results: list[ComparisonResult]
+) -> None:
+    """All comparisons whose two cells are there, of the first seed, into `results`."""
     for comparison in grid.comparisons:
         sides = [
             finished.artifacts.get((row, comparison.column, grid.seeds[0]))
@@ -318,4 +324,3 @@ def _compare(
                 on_progress, retry_errors,
             )
         )  # fmt: skip
-    return results

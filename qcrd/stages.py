@@ -13,10 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from qcrd.artifacts import folder_digest, model_folder
-from qcrd.config import ExperimentConfig, ScratchConfig
+from qcrd.config import ConfigError, ExperimentConfig, ScratchConfig
 from qcrd.console import Display
 from qcrd.distill.discriminator import JudgedQuestion
 from qcrd.distill.judge import AUROC_WARNING
@@ -90,6 +90,24 @@ def model_identity(name: str, revision: str | None) -> dict[str, str | None]:
     return {"hub": name, "revision": revision}
 
 
+def given_tokenizer(config: ExperimentConfig, part: Literal["student", "discriminator"]) -> Any:
+    """The tokenizer of a model that is there; None where the pipeline trains it. Raises `ConfigError`."""
+    model = config.student if part == "student" else config.discriminator
+    field = "scratch.tokenizer" if model.kind == "scratch" else "model"
+    name = model.scratch.tokenizer if model.kind == "scratch" else model.model
+    try:
+        return None if name is None else load_tokenizer(name, model.revision)
+    except ValueError as error:
+        raise ConfigError(f"{part}.{field}: {error}; give a model folder or a hub name") from error
+
+
+def check_tokenizers(config: ExperimentConfig) -> None:
+    """Raise `ConfigError` where the student's or the judge's tokenizer cannot be read."""
+    given_tokenizer(config, "student")
+    if config.uses_discriminator():
+        given_tokenizer(config, "discriminator")
+
+
 def _scratch(scratch: ScratchConfig) -> dict[str, Any]:
     settings = scratch.model_dump(exclude={"tokenizer"})
     return settings | {"tokenizer": model_identity(scratch.tokenizer, None) if scratch.tokenizer else None}
@@ -139,6 +157,7 @@ def _make_samples(run: StageRun) -> Summary:
         run.display.progress(run.name, done, total, text)
 
     task = get_task(run.config.task.name)
+    check_tokenizers(run.config)  # a name that nobody knows is found before anything is paid for
     return sample(
         run.config, task, questions, run.out / "samples.parquet", on_progress, run.retry_errors, run.accept_missing
     )
@@ -221,16 +240,13 @@ def _make_training_set(run: StageRun) -> Summary:
         votes = {v.question_id: v for v in read_rows(run.inputs["rationales"] / "votes.parquet", Vote)}
         for row in _of_train(read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale), questions):
             rationales[row.question_id].append(row)
-    student = config.student
-    if student.kind == "scratch" and student.scratch.tokenizer is None:
+    student, tokenizer = config.student, given_tokenizer(config, "student")
+    if tokenizer is None:
         prefixes = list(student.prefixes.model_dump().values())
         texts = [text for q in train_questions for text in (q.text, q.label)] + prefixes * 100
         texts += [row.text for rows in rationales.values() for row in rows]
         texts += [PHRASE] * 100 if config.method == "single_task" else []
         tokenizer = train_tokenizer(texts, student.scratch.vocab_size)
-    else:
-        name = student.scratch.tokenizer if student.kind == "scratch" else student.model
-        tokenizer = load_tokenizer(str(name), student.revision)
     examples, cut = build_examples(
         config, train_questions, votes, rationales,
         lambda texts, limit: encode_inputs(tokenizer, texts, limit),
@@ -304,7 +320,7 @@ def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
         "evaluation": config.evaluation.model_dump(include={"validation_limit"}),
     }
     if config.method == "qcrd":
-        settings["negatives"] = config.negatives.model_dump(exclude={"fixed", "placement"})
+        settings["negatives"] = config.negatives.model_dump(exclude={"fixed", "fixed_overrides", "placement"})
         if config.negatives.source == "fixed":
             settings["fixed"] = _fixed(config)
         settings["discriminator"] = config.discriminator.model_dump(exclude={"model", "revision", "scratch", "kind"})
@@ -314,7 +330,8 @@ def _student_settings(config: ExperimentConfig) -> dict[str, Any]:
 def _fixed(config: ExperimentConfig) -> dict[str, Any]:
     """What the fixed writer of negatives is known by: a folder's content; a recipe's name until it is trained."""
     if config.fixed_recipe is not None:
-        return {"recipe": config.identity()["negatives"]["fixed"]}
+        negatives = config.identity()["negatives"]
+        return {"recipe": negatives["fixed"], "overrides": negatives["fixed_overrides"]}
     return model_identity(str(model_folder(config.output, str(config.negatives.fixed))), None)
 
 

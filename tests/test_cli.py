@@ -45,6 +45,7 @@ def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(tmp_path: Pat
         ([QUICKSTART, "task.train_limit=some"], "task.train_limit: 'some' is not allowed"),
         ([QUICKSTART, "teacher.parser=best"], "teacher.parser: 'best' is not allowed"),
         ([QUICKSTART, "teacher.prompt=/no/prompt.txt"], "teacher.prompt: '/no/prompt.txt' does not exist"),
+        ([QUICKSTART, f"teacher.prompt={sys.executable}"], f"teacher.prompt: '{sys.executable}' is not UTF-8"),
         ([QUICKSTART, "teacher.kind=openai", "teacher.api_key_env=NO_SUCH_KEY"], "teacher.api_key_env"),
         ([QUICKSTART, "student.kind=seq2seq", "student.model=./no/model"], "student.model: './no/model'"),
     ],
@@ -54,6 +55,12 @@ def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(arguments: l
         plan(experiment(arguments[0], [*arguments[1:], f"output={tmp_path}"]))
     assert message in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_read_is_one_line_of_a_plan(tmp_path: Path):
+    (tmp_path / "store" / "part-a.jsonl").mkdir(parents=True)
+    with pytest.raises(ConfigError, match="teacher.store: .*Is a directory"):
+        plan(experiment(QUICKSTART, [f"teacher.store={tmp_path / 'store'}", f"output={tmp_path}"]))
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)

@@ -9,21 +9,38 @@ import ray
 from pydantic import ValidationError
 from rich.console import Console
 
-from experiments import appendix_table3, figure4, table1, table3, table5, table6
-from qcrd import run_grid
+from experiments import (
+    appendix_table1,
+    appendix_table2,
+    appendix_table3,
+    appendix_table6,
+    figure4,
+    table1,
+    table3,
+    table5,
+    table6,
+)
+from qcrd import pipeline, run_grid
 from qcrd.cell_files import cell_folder, cell_identity, read_cell, write_cell
 from qcrd.cli import load
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.console import Display
+from qcrd.distill.train import StageFailed
+from qcrd.evaluate import verdicts
 from qcrd.grid import Cell, Claim, Grid
-from qcrd.pipeline import fixed_recipe, plan_whole
+from qcrd.pipeline import Options, fixed_recipe, plan_whole
 from qcrd.plan_grid import plan_grid
 from qcrd.records import Explanation, Prediction, Score
 from qcrd.report.grid_data import CellResult
 from qcrd.run_grid import grid_key, jobs_of
+from qcrd.stages import Stage, StageRun
+from qcrd.tasks import get_task, load_questions
+from qcrd.teacher.asking import Stopped
 from tests.test_cli import ROOT
 
-TABLE5 = str(ROOT / "experiments" / "table5.py")
+TABLE5, TABLE7, TABLE_A3 = (
+    str(ROOT / "experiments" / f"{name}.py") for name in ("table5", "table7", "appendix_table3")
+)
 
 
 def with_output(grid: Grid, output: Path, **changes: object) -> Grid:
@@ -56,6 +73,32 @@ def test_overrides_and_seeds_hold_for_every_cell(tmp_path: Path):
         load(str(ROOT / "experiments" / "quickstart.py"), [], "smoke", None)
     with pytest.raises(ConfigError, match="--seeds"):
         load(str(ROOT / "experiments" / "quickstart.py"), [], None, "1,2")
+
+
+def test_overrides_hold_for_the_student_that_writes_negatives():
+    grid = load(TABLE_A3, ["train.steps=7", "teacher.max_tokens=9", "negatives.top_k=3"], "smoke", None)
+    assert isinstance(grid, Grid)
+    config = grid.cells[3].config
+    other = fixed_recipe(config)
+    assert other is not None and (other.train.steps, other.teacher.max_tokens, other.method) == (7, 9, "dss")
+    assert (config.negatives.top_k, other.negatives.top_k) == (3, 50)
+    assert config.identity()["negatives"]["fixed_overrides"] == {"train.steps": "7", "teacher.max_tokens": "9"}
+    assert "fixed_overrides" not in grid.cells[0].config.identity()["negatives"]
+
+
+def test_overrides_of_the_judge_llm():
+    grid = load(TABLE7, ["judge.kind=openai", "judge.model=m", "judge.budget_usd=2", "train.steps=7"], "smoke", None)
+    assert isinstance(grid, Grid) and grid.judge is not None
+    assert (grid.judge.model, grid.judge.budget_usd, grid.judge.num_samples) == ("m", 2.0, 1)
+    assert {cell.config.teacher.kind for cell in grid.cells} == {"simulated"}
+    for file, override, message in (
+        (TABLE7, "judge.modl=m", "judge.modl: unknown key"),
+        (TABLE5, "judge.model=m", "judge.model: not allowed; no judge LLM is asked in table5"),
+        (TABLE7, "evaluation.explained_questions=0", "evaluation.explained_questions: 0 is not allowed"),
+        (TABLE7, "evaluation.explain_temperatures=[0]", r"evaluation.explain_temperatures: \[0.0\] is not allowed"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            load(file, [override], "smoke", None)
 
 
 def test_more_seeds_are_the_same_grid_and_other_cells_are_not():
@@ -145,6 +188,103 @@ def test_the_plan_of_one_experiment_lists_its_fixed_students_stages_first(tmp_pa
     assert names[0] == "questions (negatives.fixed)" and names[-1] == "report"
     assert names.index("student (negatives.fixed)") < names.index("questions") < names.index("student")
     assert {one.state for one in planned} == {"to run"}
+
+
+def test_hours_of_qcrd_without_a_judge_are_the_papers_own(tmp_path: Path):
+    cells = [cell for cell in appendix_table6.recipe().cells if cell.row.startswith("QCRD")]
+    hours = {(cell.row, cell.column): run_grid.paper_hours(cell.config) for cell in cells}
+    assert hours == {(cell.row, cell.column): cell.paper.value for cell in cells if cell.paper}
+
+
+def test_sizes_are_counted_without_a_key(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    run_grid.check_grid(appendix_table1.recipe())
+    with pytest.raises(ConfigError, match=r"teacher\.api_key_env"):
+        run_grid.check_grid(appendix_table2.recipe())
+
+
+def test_the_plan_prices_the_judge_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "unused")
+    asked = ["judge.kind=openai", "judge.model=gpt-4o-mini", "judge.max_tokens=100", f"output={tmp_path}"]
+    grid = load(TABLE7, asked, "smoke", None)
+    assert isinstance(grid, Grid) and grid.judge is not None
+    config = grid.cells[0].config
+    test = [one for one in load_questions(get_task("arithmetic"), config.task) if one.split == "test"]
+    prompts = [verdicts.judge_prompt(verdicts.PROMPT.read_text(), one, "", "") for one in test]
+    shown = sum(-(-len(prompt.encode()) // 4) for prompt in prompts) / 60
+    requests = 2 * 2 * 10  # temperatures, orders, questions
+    most = requests * (0.15 * (shown + 2 * 48) + 0.60 * 100) / 1e6  # two rationales of at most 48 tokens
+    plan = plan_grid(grid)
+    assert plan.judge_requests == requests and plan.judge_usd == pytest.approx(most, rel=1e-3)
+    console = Console(file=io.StringIO(), width=200)
+    plan.show(Display(console))
+    assert f"at most 40 requests to the judge LLM (gpt-4o-mini), both orders of each pair, at most ${most:.2f}." in (
+        console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
+    )
+
+
+def test_a_sample_that_cannot_be_parsed_is_a_wrong_one():
+    cell = Cell(row="a", column="b", config=ExperimentConfig(name="x"), measure="sample_accuracy")
+    assert run_grid._value(cell, {"rationales": {"sample_accuracy": 1.0, "parse_rate": 0.1}}) == pytest.approx(0.1)
+
+
+def small(output: Path, *rows: str, **changes: object) -> Grid:
+    config = ExperimentConfig.model_validate(
+        {"name": "x", "output": str(output), "tracking": {"enabled": False}, "method": "finetune"}
+    )
+    cells = tuple(Cell(row=row, column="b", config=with_overrides(config, {"name": row, **changes})) for row in rows)
+    return Grid(name="g", title="G", cells=cells)
+
+
+def test_a_cell_that_fails_is_missing_and_the_report_is_written_whatever_the_judge_llm_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def fails(*_: object) -> None:
+        raise StageFailed("the judge needs at least two questions")
+
+    def stops(*_: object) -> None:
+        raise Stopped("teacher.budget_usd")
+
+    monkeypatch.setattr(run_grid, "run", fails)
+    monkeypatch.setattr(run_grid, "cells_at_once", lambda _: 1)
+    monkeypatch.setattr(run_grid, "_compare", stops)
+    arguments = (Display(Console(file=io.StringIO())), tmp_path, Options(), None, tmp_path)
+    with pytest.raises(Stopped):
+        run_grid._run_recorded(small(tmp_path, "one", "two"), *arguments)
+    (report,) = tmp_path.glob("grids/*/report.md")
+    assert report.read_text().count("the judge needs at least two questions") == 2
+
+
+def test_of_several_cells_at_once_each_makes_its_own_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    placements: list[str] = []
+    monkeypatch.setattr(run_grid, "_run_job", lambda job, *_: placements.append(job.config.negatives.placement))
+    grid = small(tmp_path, "one", "two", **{"negatives.placement": "async"})
+    for parallel in (1, 2):
+        run_grid._run_jobs(grid, Display(Console(file=io.StringIO())), None, tmp_path, Options(), parallel)  # pyright: ignore[reportArgumentType]
+    assert placements == ["async", "async", "inline", "inline"]
+
+
+def test_what_failed_is_asked_again_once_whatever_the_number_of_experiments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(pipeline, "start_ray", lambda: None)
+    made: list[Path] = []
+
+    def ask(stage: StageRun) -> dict[str, int]:
+        made.append(stage.out)
+        (stage.out / "samples").write_text(str(len(made)))
+        return {"errors": 1}
+
+    def stages(_: ExperimentConfig) -> list[Stage]:
+        return [Stage("samples", 1, (), lambda _: {}, ask, of_task=True)]
+
+    display = Display(Console(file=io.StringIO()))
+    found = []
+    for retry in (Options(), Options(retry_errors=True), Options(retry_errors=True)):
+        for name in ("one", "two", "three"):
+            config = small(tmp_path, name).cells[0].config
+            found.append(pipeline.run(config, display, retry, stages=stages)["samples"].digest())
+    assert len(made) == 3 and [found.index(digest) for digest in found] == [0, 0, 0, 3, 3, 3, 6, 6, 6]
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,8 @@ from qcrd.tasks import get_task
 FAILURE = "failure.txt"
 
 
-class TrainingFailed(Exception):
-    """Training ended without results; the message says why in one line. What was reached is kept."""
+class StageFailed(Exception):
+    """A model stage ended without results; the message says why in one line. What was reached is kept."""
 
 
 def uses_gpu(config: ExperimentConfig) -> bool:
@@ -59,7 +59,7 @@ def check_resources(config: ExperimentConfig) -> None:
     resources, there = config.resources, ray.cluster_resources()
     needs = {"CPU": (1, resources.negatives_cpus)}  # of a training worker and of an actor
     if uses_gpu(config):  # then Ray Train reserves no CPU for its workers
-        needs = {"CPU": (0, resources.negatives_cpus), "GPU": (1, negatives_gpus(config))}
+        needs = {"CPU": (0, resources.negatives_cpus), "GPU": (resources.gpu_per_worker, negatives_gpus(config))}
     for kind, (worker, actor) in needs.items():
         needed, has = resources.workers * worker + resources.negatives_actors * actor, there.get(kind, 0)
         if needed > has > 0:  # where there is none yet, an autoscaler may start a node
@@ -137,7 +137,7 @@ def run_remotely(
     """Run `work(config, inputs, out, *arguments, emit=…)` as one Ray task, on a node with a GPU where there is one.
 
     The node sees the inputs, which it fetches where the output is a URL. What it writes comes back through Ray, so that
-    `out` need not be visible there.
+    `out` need not be visible there. Raises `StageFailed` where the work fails, `OSError` where a place of data does.
     """
 
     @ray.remote(
@@ -154,7 +154,12 @@ def run_remotely(
             return result, {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
     with event_queue(on_event) as queue:
-        result, files = ray.get(task.remote(everywhere(config), named(config, inputs), queue))
+        try:
+            result, files = ray.get(task.remote(everywhere(config), named(config, inputs), queue))
+        except RayError as error:
+            if isinstance(error, OSError):  # Ray's errors of a task are of the type of their cause, too
+                raise
+            raise StageFailed(cause_of(error)) from error
     for name, content in files.items():
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         (out / name).write_bytes(content)
@@ -217,7 +222,7 @@ def train(
 
     The run's folder in the output is named by the fingerprint: a second call with the same settings goes on from
     the newest checkpoint there, and one with other settings cannot. Ray starts workers that died again, and they do
-    the same. Raises `TrainingFailed` after too many deaths, and at once for what a new start would not mend: a loss
+    the same. Raises `StageFailed` after too many deaths, and at once for what a new start would not mend: a loss
     that is not finite, a checkpoint of another training, a full disk.
     """
     storage, name = Storage.of(config.output), training_name(fingerprint)
@@ -226,7 +231,7 @@ def train(
     try:
         results = storage.fetch(f"{name}/{RESULTS}")
     except FileNotFoundError as error:
-        raise TrainingFailed(f"no results after training: {error}") from error
+        raise StageFailed(f"no results after training: {error}") from error
     clear(storage, name)  # where a kill came before the worker did it
     return copy_results(results, out)
 
@@ -272,9 +277,9 @@ def _train_under_ray(
             path = storage.folder / name / FAILURE
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(f"{error}\n")
-            raise TrainingFailed(f"{cause_of(error)}; all of it is in {path}") from error
+            raise StageFailed(f"{cause_of(error)}; all of it is in {path}") from error
         if wrong is not None:
-            raise TrainingFailed(wrong)
+            raise StageFailed(wrong)
 
 
 def cause_of(error: Exception) -> str:

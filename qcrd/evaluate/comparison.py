@@ -16,10 +16,11 @@ from qcrd.artifacts import digest_of
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.evaluate import verdicts
 from qcrd.evaluate.verdicts import ComparisonResult, JudgedPair, Pair
-from qcrd.grid import Comparison
+from qcrd.grid import Comparison, as_judge
 from qcrd.records import Explanation, Question, Sample, read_rows, write_rows
 from qcrd.tasks import get_task
 from qcrd.teacher.build import check_teacher
+from qcrd.teacher.cost import prompt_token_counter, read_price, spent_usd
 from qcrd.teacher.requests import read_prompt
 from qcrd.teacher.sample import OnProgress, sample
 
@@ -29,13 +30,14 @@ ORDERS = 2
 def check_judge(config: ExperimentConfig, judge: TeacherConfig) -> None:
     """Raise `ConfigError` for what can be known to be wrong before the first request to a judge.
 
-    Its settings are a teacher's, and an error names them so (`teacher.api_key_env`).
+    Its settings are a teacher's; errors name them as the judge's (`judge.api_key_env`).
     """
     if judge.kind == "imported":
         raise ConfigError("judge.kind: 'imported' is not allowed; openai, vllm and simulated are")
     if judge.kind != "simulated":
         asking = _asking(config, judge)
-        check_teacher(asking, verdicts)
+        with as_judge():
+            check_teacher(asking, verdicts)
         verdicts.judge_prompt(read_prompt(asking.teacher, verdicts), Question("", "", "", "", ""), "", "")
 
 
@@ -46,6 +48,19 @@ def comparison_requests(config: ExperimentConfig, judge: TeacherConfig) -> int:
         return 0
     test = get_task(config.task.name).sizes(config.task)["test"]
     return ORDERS * min(config.evaluation.explained_questions, config.evaluation.test_limit or test, test)
+
+
+def comparison_usd(config: ExperimentConfig, judge: TeacherConfig, questions: Sequence[Question]) -> float | None:
+    """What these requests cost at most, in US dollars, as far as bytes tell tokens: rationales and replies of full
+    length, and the mean of the test questions among `questions`. None where the price is not known."""
+    price, test = read_price(judge), [question for question in questions if question.split == "test"]
+    if price is None or not test:
+        return None
+    counter, template = prompt_token_counter(judge)[0], read_prompt(judge, verdicts)
+    shown = sum(counter.many([verdicts.judge_prompt(template, question, "", "") for question in test])) / len(test)
+    requests = comparison_requests(config, judge)
+    prompt = requests * (shown + 2 * config.student.max_target_tokens)
+    return spent_usd(price, round(prompt), requests * judge.max_tokens, judge.mode == "batch")
 
 
 def compare_rationales(
@@ -66,7 +81,8 @@ def compare_rationales(
         name, summary, replies = verdicts.SIMULATED_NAME, {}, _simulated(config, pairs)
     else:
         name = judge.model
-        summary, replies = _replies(_asking(config, judge), pairs, on_progress, retry_errors)
+        with as_judge():
+            summary, replies = _replies(_asking(config, judge), pairs, on_progress, retry_errors)
     rows = [verdicts.judged_pair(pair, *both) for pair, both in zip(pairs, replies, strict=True)]
     read = [row for row in rows if row.verdict is not None]
     result = ComparisonResult(

@@ -89,16 +89,16 @@ def _first_with_scores(found: Sequence[CellResult]) -> CellResult | None:
 
 
 def health_section(grid: Grid, results: GridResults) -> list[str]:
-    """Loss health and rationale quality of the qcrd cells, mean over their finished seeds; measures that are there."""
-    cells = [one for one in grid.cells if one.config.method == "qcrd" and one.measure == "test_accuracy"]
-    measured = [(one, _health(results.of(one.row, one.column))) for one in cells]
+    """Loss health and rationale quality of the cells that have any, mean over their finished seeds."""
+    cells = [one for one in grid.cells if one.measure == "test_accuracy"]
+    measured = [(one, health) for one in cells if (health := _health(results.of(one.row, one.column)))]
     keys = [key for key in _HEALTH if any(key in values for _, values in measured)]
     if not keys:
         return []
     header = [cell(grid.row_title), "column", *(_HEALTH[key][0] for key in keys)]
     rows = [[cell(one.row), cell(one.column), *_health_line(values, keys)] for one, values in measured]
     note = "Mean over the finished seeds; `not measured`: the cell has no such number."
-    return ["## Loss health", "", *table(header, rows), note, ""]
+    return ["## Loss health and rationales", "", *table(header, rows), note, ""]
 
 
 def _health_line(values: Mapping[str, float], keys: Sequence[str]) -> list[str]:

@@ -89,7 +89,8 @@ def paper_accuracy(task: str, student: str | None, method: str) -> tuple[str, Pa
 
 PAPER_STEPS = 10_000
 TRAINING_HOURS: dict[tuple[str, str], float] = {
-    (BASE, "finetune"): 2.0, (BASE, "dss"): 4.0, (BASE, "mi"): 4.2, (BASE, "qcrd"): 13.0,
+    (BASE, "finetune"): 2.0, (BASE, "dss"): 4.0, (BASE, "mi"): 4.2, (BASE, "qcrd"): 13.0, (BASE, "qcrd w/o D"): 12.0,
     (SMALL, "finetune"): 1.25, (SMALL, "dss"): 2.5, (SMALL, "mi"): 2.6, (SMALL, "qcrd"): 8.5,
+    (SMALL, "qcrd w/o D"): 7.5,
 }  # fmt: skip
 """(student, method) → hours of `PAPER_STEPS` steps on one A100-80G (appendix Table 6)."""

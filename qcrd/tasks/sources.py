@@ -13,6 +13,7 @@ import gzip
 import hashlib
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,7 @@ def read_part(benchmark: Benchmark, config: TaskConfig, part: str) -> list[Recor
             records.append(benchmark.record(row))
     except ConfigError:
         raise
-    except (ValueError, OSError, EOFError, csv.Error) as error:  # gzip and csv have errors of their own
+    except (ValueError, OSError, EOFError, csv.Error, zlib.error) as error:  # gzip and csv have errors of their own
         message = f"task.path: '{where}', row {len(records)} of {part}: {error}; {_advice(benchmark)}"
         raise ConfigError(message) from error
     if len(records) != file.rows:

@@ -10,6 +10,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,7 +67,10 @@ def _aligned_path(config: ImportedConfig) -> Path:
 
 def _read_text(path: Path) -> str:
     data = path.read_bytes()
-    return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    try:
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+    except (ValueError, OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"teacher.imported.path: '{path}' cannot be read: {error}") from None
 
 
 def _lines(path: Path, field: str) -> list[Any]:

@@ -35,11 +35,14 @@ def prompt_path(config: TeacherConfig, task: Prompted) -> Path:
 
 
 def read_prompt(config: TeacherConfig, task: Prompted) -> str:
-    """The few-shot examples as text. Raises `ConfigError` where the file is missing."""
+    """The few-shot examples as text. Raises `ConfigError` where the file is missing, or no text."""
     path = prompt_path(config, task)
     if not path.is_file():
         raise ConfigError(f"teacher.prompt: '{path}' does not exist; give a file of few-shot examples")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"teacher.prompt: '{path}' is not UTF-8: {error}") from None
 
 
 def model_settings(config: TeacherConfig, task: Prompted) -> dict[str, Any]:

@@ -235,7 +235,11 @@ def comparison_grid(kind: str) -> tuple[Grid, GridResults]:
     judge = TeacherConfig.model_validate({"kind": kind})
     items = {"a": "first", "b": "tie", "c": "second", "d": "second", "e": "second", "f": "second", "g": "second"}
     done = ComparisonResult("SVAMP", "DSS", "QCRD", 0.0, items, 0.875, 1, "gpt | 4")
-    return small_grid(comparisons=tuple(asked), judge=judge), GridResults([], [done])
+    told = {"explain_temperatures": (0.0, 0.7)}
+    cells = tuple(
+        cell.model_copy(update={"config": config(cell.config.method, evaluation=told)}) for cell in small_grid().cells
+    )
+    return small_grid(cells=cells, comparisons=tuple(asked), judge=judge), GridResults([], [done])
 
 
 def test_comparisons() -> None:
@@ -257,6 +261,8 @@ def test_health_is_the_mean_over_seeds() -> None:
     text = "\n".join(health_section(small_grid(), results))
     assert "| method | column | active hinges, last | judge's AUROC, real negatives |" in text
     assert "| QCRD | SVAMP | 25.0 % | 0.950 |" in text and "DSS" not in text
+    told = GridResults([*results.cells, result("DSS", 0, answers(10), metrics={"eval/test_consistency": 0.5})])
+    assert "| DSS | SVAMP | not measured | not measured | 50.0 % |" in "\n".join(health_section(small_grid(), told))
     assert health_section(small_grid(), GridResults([])) == []
 
 

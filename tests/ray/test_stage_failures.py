@@ -1,0 +1,32 @@
+"""A model stage that fails on another node: one line, or the error of a place that is full."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qcrd.config import ExperimentConfig
+from qcrd.distill.durable import is_full
+from qcrd.distill.train import StageFailed, run_remotely
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
+
+
+def work(*_: Any, emit: Any) -> None:
+    raise ValueError("the judge needs\nat least two questions")
+
+
+def full(*_: Any, emit: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_it_says_why_in_one_line(tmp_path: Path):
+    config = ExperimentConfig.model_validate({"name": "x", "output": str(tmp_path), "resources": {"device": "cpu"}})
+    with pytest.raises(StageFailed, match="^at least two questions$"):
+        run_remotely(config, work, {}, tmp_path, on_event=lambda _: None)
+    with pytest.raises(OSError) as caught:
+        run_remotely(config, full, {}, tmp_path, on_event=lambda _: None)
+    assert is_full(caught.value)
