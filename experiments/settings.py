@@ -26,7 +26,9 @@ from qcrd.config import (
 )
 from qcrd.grid import Cell, Claim, Grid, PaperValue
 from qcrd.report.paper import ACCURACIES
+from qcrd.tasks import anli1, cqa, esnli
 from qcrd.tasks.files import DOWNLOAD, data_folder
+from qcrd.tasks.sources import is_whole
 
 Settings = Mapping[str, Any]
 PRESETS = ("paper", "smoke")
@@ -70,11 +72,12 @@ def config(preset: str, task: str, student: str = "t5-base", changes: Settings |
 
 def _paper(task: str, student: str) -> ExperimentConfig:
     """All else are the defaults, which are the paper's. Questions come from $QCRD_DATA where it has them whole."""
-    local = {"svamp": "svamp/SVAMP.json", "cqa": "cqa/cqa_train.json.gz"}
-    there = task in local and (data_folder() / local[task]).is_file()
+    benchmark = {"cqa": cqa.BENCHMARK, "anli1": anli1.BENCHMARK, "esnli": esnli.BENCHMARK}.get(task)
+    local = TaskConfig(name=task)
+    there = is_whole(benchmark, local) if benchmark else (data_folder() / "svamp" / "SVAMP.json").is_file()
     return ExperimentConfig(
         name=f"{task}-{student}",
-        task=TaskConfig(name=task, path=None if there else DOWNLOAD),
+        task=local if there else TaskConfig(name=task, path=DOWNLOAD),
         teacher=TeacherConfig(kind="openai", model="gpt-3.5-turbo"),
         student=StudentConfig(model=student),
         discriminator=DiscriminatorConfig(model="t5-base"),

@@ -59,7 +59,7 @@ def test_what_can_be_known_to_be_wrong_is_said_before_anything_runs(arguments: l
 
 def test_a_store_that_cannot_be_read_is_one_line_of_a_plan(tmp_path: Path):
     (tmp_path / "store" / "part-a.jsonl").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="teacher.store: .*Is a directory"):
+    with pytest.raises(ConfigError, match=r"teacher\.store: .*Is a directory"):
         plan(experiment(QUICKSTART, [f"teacher.store={tmp_path / 'store'}", f"output={tmp_path}"]))
 
 

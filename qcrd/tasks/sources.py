@@ -100,6 +100,12 @@ def _found(benchmark: Benchmark, config: TaskConfig, part: str) -> tuple[RowFile
     return None
 
 
+def is_whole(benchmark: Benchmark, config: TaskConfig) -> bool:
+    """Whether a folder has every part whole, as far as names tell."""
+    found = {part: _found(benchmark, config, part) for part in benchmark.files}
+    return all(one is not None and one[0] is benchmark.files[part][0] for part, one in found.items())
+
+
 def _advice(benchmark: Benchmark) -> str:
     names = ", ".join(files[0].name for files in benchmark.files.values())
     return f"give a folder that holds {names} (or .gz), or '{DOWNLOAD}', or set QCRD_DATA to the folder above it"

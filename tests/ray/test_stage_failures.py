@@ -25,7 +25,7 @@ def full(*_: Any, emit: Any) -> None:
 
 def test_it_says_why_in_one_line(tmp_path: Path):
     config = ExperimentConfig.model_validate({"name": "x", "output": str(tmp_path), "resources": {"device": "cpu"}})
-    with pytest.raises(StageFailed, match="^at least two questions$"):
+    with pytest.raises(StageFailed, match=r"^at least two questions$"):
         run_remotely(config, work, {}, tmp_path, on_event=lambda _: None)
     with pytest.raises(OSError) as caught:
         run_remotely(config, full, {}, tmp_path, on_event=lambda _: None)
