@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 from qcrd.artifacts import Artifact, digest_of, fingerprint
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
@@ -215,10 +216,23 @@ def start_ray() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if not ray.is_initialized():
         address = os.environ.get("RAY_ADDRESS") or "local"  # else Ray would join whatever cluster it finds here
-        ray.init(
-            address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1",
-            include_dashboard=False,  # of a Ray of our own, where ray[default] would add eleven processes
-        )  # fmt: skip
+        with _on_loopback(address == "local"):
+            ray.init(
+                address, log_to_driver=False, logging_level=logging.ERROR, dashboard_host="127.0.0.1",
+                include_dashboard=False,  # of a Ray of our own, where ray[default] would add eleven processes
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _on_loopback(alone: bool) -> Iterator[None]:
+    """Where `alone`, a Ray that is started meanwhile listens on loopback only, as it does on macOS and Windows anyway;
+    on Linux it would listen on all interfaces."""
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = before and not alone
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 def stop_ray() -> None:
