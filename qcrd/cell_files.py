@@ -18,6 +18,7 @@ from pathlib import Path
 from qcrd.artifacts import digest_of, write_atomically
 from qcrd.config import ExperimentConfig
 from qcrd.grid import Cell
+from qcrd.json_lines import read_json_lines
 from qcrd.records import Explanation, Prediction, Score, read_rows, write_rows
 from qcrd.report.grid_data import CellResult
 from qcrd.stages import stages_of
@@ -72,7 +73,7 @@ def read_cell(folder: Path) -> CellResult | None:
     return CellResult(
         row=cell["row"], column=cell["column"], seed=cell["seed"], value=cell["value"], metrics=cell["metrics"],
         right=right_of(read_rows(folder / PREDICTIONS, Prediction)),
-        rows=[json.loads(line) for line in (folder / METRICS).read_text().splitlines()],
+        rows=read_json_lines(folder / METRICS),
         explanations=read_rows(folder / EXPLANATIONS, Explanation), scores=read_rows(folder / SCORES, Score),
         source=str(folder),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from qcrd.report.sweep_page import page_of, write_sweep_report
 from qcrd.report.sweep_sections import choice_line, counts_line, importance_line, others, ranking, subject_of
 from qcrd.report.sweep_statistics import best_choice, importance
 from qcrd.storage import Storage
-from qcrd.tracking import ITEMS, read_items, read_metrics
+from qcrd.tracking import ITEMS, command_line, read_items, read_metrics
 
 EARLY_STOPPED, HISTORY = "qcrd.early_stopped", "qcrd.history"
 SHOWN = 20
@@ -133,7 +133,7 @@ def results_of(
             warn(f"{why}; the local records in {output / 'records'} are compared")
             sources[f"local records, {output / 'records'}"] = None
         runs |= {run.id: run for run in found}
-    about = {"command": " ".join(["qcrd", *sys.argv[1:]]), "source": "; ".join(sources)}
+    about = {"command": command_line(sys.argv[1:]), "source": "; ".join(sources)}
     return grouped(" ".join(references), list(runs.values()), about)
 
 

@@ -47,9 +47,12 @@ Warn = Callable[[str], None]
 
 
 def redacted(value: Any) -> Any:
-    """Plain data without the user:password part of any URL in it."""
+    """Plain data without the user:password part of any URL in it.
+
+    That part ends at the last @ before the path. In the URL of a database a password may hold a slash.
+    """
     if isinstance(value, str):
-        return re.sub(r"://[^/@\s]+@", "://***@", value)
+        return re.sub(r"://([^/\s]+|[^/:@\s]*:[^@\s]*)@", "://***@", value)
     if isinstance(value, Mapping):
         return {key: redacted(child) for key, child in value.items()}
     return [redacted(child) for child in value] if isinstance(value, list | tuple) else value

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import time
@@ -19,6 +18,7 @@ from qcrd.artifacts import Artifact, digest_of, fingerprint
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
+from qcrd.json_lines import read_json_lines
 from qcrd.recipes import load_recipe
 from qcrd.records import Example, Question, read_rows
 from qcrd.stages import Stage, StageRun, stages_of
@@ -382,7 +382,7 @@ def _run_stages(
         finished[stage.name] = artifact
         summaries[stage.name] = artifact.marker()["summary"]
         if stage.name == "student" and stage.name not in recorded and skipped:
-            record.restart_stage(stage.name, _lines(artifact.fetch() / "metrics.jsonl"))
+            record.restart_stage(stage.name, read_json_lines(artifact.fetch() / "metrics.jsonl"))
         if f"{stage.name}_summary" not in recorded:
             record.log(f"{stage.name}_summary", _numbers(stage.name, summaries[stage.name]))
         _record_artifact(config, record, stage, artifact)
@@ -461,10 +461,6 @@ def _run_stage(
     display.stage_finished(stage.name, time.perf_counter() - started, shown)
     if stage.name == "samples" and _errors_of(artifact):
         display.warn(f"{_errors_of(artifact)} samples are error rows; --retry-errors asks just those again")
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def _short(value: Any) -> str:

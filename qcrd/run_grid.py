@@ -8,7 +8,6 @@ report, with the reason; the others go on. In MLflow a grid is one run with a ch
 from __future__ import annotations
 
 import datetime
-import json
 import platform
 import sys
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from qcrd.console import Display
 from qcrd.distill.train import StageFailed, uses_gpu
 from qcrd.evaluate.comparison import check_judge, compare_rationales
 from qcrd.grid import STAGE_OF, Cell, Grid
+from qcrd.json_lines import read_json_lines
 from qcrd.pipeline import (
     DEFAULT_OPTIONS,
     Options,
@@ -40,7 +40,7 @@ from qcrd.report.grid_data import CellResult, ComparisonResult, GridResults, Pla
 from qcrd.report.grid_report import write_grid_report
 from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
 from qcrd.storage import Storage
-from qcrd.tracking import RunRecord, git_state
+from qcrd.tracking import RunRecord, command_line, git_state
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ def about() -> dict[str, str]:
     """By which command, at which commit and on what machine numbers were made."""
     code, has = git_state(Path(__file__).parent), cluster_resources()
     return {
-        "command": " ".join(["qcrd", *sys.argv[1:]]),
+        "command": command_line(sys.argv[1:]),
         "commit": code["commit"] + (" (with changes)" if code["dirty"] == "true" else ""),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "machine": f"{platform.machine()}, {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs",
@@ -267,7 +267,7 @@ def read_result(cell: Cell, seed: int, made: Mapping[str, Artifact]) -> CellResu
         cell.row, cell.column, seed, value,
         right=right,
         metrics=metrics,
-        rows=[json.loads(line) for line in (made["student"].fetch() / "metrics.jsonl").read_text().splitlines()],
+        rows=read_json_lines(made["student"].fetch() / "metrics.jsonl"),
         explanations=explanations,
         scores=read_rows(folder / "scores.parquet", Score),
         question_texts={question.id: question.text for question in questions if question.id in asked},

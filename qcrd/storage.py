@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import socket
 import threading
 import time
@@ -38,7 +39,7 @@ T = TypeVar("T")
 
 
 class StorageAway(OSError):
-    """A bucket did not answer, or refused to, for as long as it was asked again."""
+    """A bucket did not answer, or refused to, for as long as it was asked again; or a lease in it was lost."""
 
 
 def is_url(place: str) -> bool:
@@ -284,42 +285,61 @@ class Storage:
     def _leased(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Keep out other nodes, while this process lives.
 
-        Nodes are not asked for the time: a holder that has not said anything for `STALE_SECONDS` of ours is gone.
+        Nodes are not asked for the time: a holder that has not said anything for `STALE_SECONDS` of ours is gone. One
+        that only stood still for so long stops as soon as it finds that another node has taken over: it is interrupted
+        as by Ctrl-C, once, and the block raises `StorageAway`.
         """
         owner = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
-        place = f".leases/{name}"
-        self._take(place, owner, on_wait)
+        place = f".holders/{name}"
+        ours = self._take(place, owner, on_wait)
+        lost = threading.Event()
 
-        def is_ours() -> bool:
-            """Not where this process stood still for so long that another one has taken it."""
-            with contextlib.suppress(FileNotFoundError):
-                return json.loads(self._bucket.read(place))["id"] == owner["id"]
-            return False
+        def say(news: dict[str, Any]) -> bool:
+            """Whether there was somebody to tell it to: nobody asks for a lease that is not the newest."""
+            if self._bucket.names(place)[-1:] != [ours]:
+                return False
+            self._bucket.write(ours, json.dumps({**owner, **news}).encode())
+            return True
 
         def beat() -> None:
-            if is_ours():
-                self._bucket.write(place, json.dumps({**owner, "beat": time.time()}).encode())
+            if not say({"beat": time.time()}) and not lost.is_set():
+                lost.set()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
 
         try:
             with _every(BEAT_SECONDS, beat):
                 yield
         finally:
-            if is_ours():
-                self._bucket.remove([place])
+            if not say({"ended": True}):
+                raise StorageAway(f"{name}: this process stood still for so long that another one has taken over")
 
-    def _take(self, name: str, owner: dict[str, Any], on_wait: Callable[[], None]) -> None:
+    def _take(self, place: str, owner: dict[str, Any], on_wait: Callable[[], None]) -> str:
+        """Wait for a lease, and return its name. Of a store it needs that it creates an object only where there is
+        none, and that it lists what was created before (S3, GCS).
+
+        Leases of a place are numbered. Whoever finds that the newest is over, or its holder gone, creates the next,
+        which one alone can do, and has it if it is the newest then. The newest is never removed, so numbers only rise.
+        Hence whatever a slow process does late (creates, beats, ends, removes) is done to older leases, which nobody
+        asks any more: two that found the same holder gone cannot both take over.
+        """
         seen, since, waited = b"", time.monotonic(), False
         while True:
-            with contextlib.suppress(FileExistsError):
-                self._bucket.write(name, json.dumps(owner).encode(), mode="create")
-                return
-            with contextlib.suppress(FileNotFoundError):
-                there = self._bucket.read(name)
-                if there != seen:
-                    seen, since = there, time.monotonic()
-                if _has_died(json.loads(there)) or time.monotonic() - since > STALE_SECONDS:
-                    self._bucket.remove([name])
-                    continue
+            names = self._bucket.names(place)
+            try:
+                there = self._bucket.read(names[-1]) if names else b'{"ended": true}'
+            except FileNotFoundError:  # there is a newer one
+                continue
+            lease = json.loads(there)
+            if lease.get("id") == owner["id"]:
+                self._bucket.remove(names[:-1])
+                return names[-1]
+            if there != seen:
+                seen, since = there, time.monotonic()
+            if "ended" in lease or _has_died(lease) or time.monotonic() - since > STALE_SECONDS:
+                number = int(names[-1].rpartition("/")[2]) + 1 if names else 1
+                with contextlib.suppress(FileExistsError):  # another one was faster, or the answer to ours was lost
+                    self._bucket.write(f"{place}/{number:012d}", json.dumps(owner).encode(), mode="create")
+                continue
             if not waited:
                 on_wait()
                 waited = True

@@ -11,7 +11,6 @@ A sweep that is started again reads these lines and nothing else of its past. Kn
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from typing import Any
 
 from qcrd.artifacts import write_atomically
 from qcrd.config import ConfigError
+from qcrd.json_lines import append_line, cut_torn_line, json_line, read_json_lines
 from qcrd.report.sweep_data import Configuration, Status, SweepResults
 
 SWEEP, TRIALS, REPORT = "sweep.json", "trials.jsonl", "report"
@@ -61,17 +61,14 @@ class SweepRecord:
         self.lines: list[dict[str, Any]] = []
         """All facts, in the order in which they happened."""
         path = folder / TRIALS
-        if path.exists():
-            text = path.read_text()
-            for line in text[: text.rfind("\n") + 1].splitlines():
-                self._take(json.loads(line))
+        for line in read_json_lines(path) if path.exists() else []:
+            self._take(line)
 
     def describe(self, about: Mapping[str, Any]) -> None:
         """Begin to write: what is swept (name, title, fields, seeds, task, method, simulated, about). A torn last line
         is cut off."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        if (path := self.folder / TRIALS).exists():
-            os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        cut_torn_line(self.folder / TRIALS)
         write_atomically(self.folder / SWEEP, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
 
     def propose(self, key: str, values: Mapping[str, Any], students: Sequence[str]) -> None:
@@ -104,12 +101,8 @@ class SweepRecord:
             self._add({"kind": "tested", "key": key, "seed": seed, "accuracy": accuracy})
 
     def _add(self, line: dict[str, Any]) -> None:
-        line["time"] = time.time()
-        text = json.dumps(line, ensure_ascii=False, allow_nan=False)
-        with (self.folder / TRIALS).open("a") as stream:
-            stream.write(text + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
+        text = json_line({**line, "time": time.time()})
+        append_line(self.folder / TRIALS, text, sync=True)
         self._take(json.loads(text))
 
     def _take(self, line: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from qcrd.artifacts import file_digest, folder_digest, write_atomically
 from qcrd.config import ExperimentConfig, TrackingConfig, flatten
+from qcrd.json_lines import append_line, cut_torn_line, json_line, read_json_lines
 from qcrd.mlflow_view import RESERVED, STATE, MlflowView, Row, Warn, import_mlflow, redacted, server_of
 
 METRICS, ITEMS, CONFIG = "metrics.jsonl", "items.jsonl", "config.json"
@@ -47,6 +48,11 @@ def git_state(folder: Path) -> dict[str, str]:
     return {"commit": commit.stdout.strip(), "dirty": "true" if status.stdout.strip() else "false"}
 
 
+def command_line(words: Sequence[str]) -> str:
+    """The command that a process was started with, as a report may show it. `words`: what follows `qcrd`."""
+    return redacted(" ".join(["qcrd", *words]))
+
+
 def read_metrics(folder: Path) -> list[Row]:
     """All metric rows of a run's folder: {"stage", "step", "time", metric: float}. A torn last line is left out."""
     return [{k: v if k in RESERVED else float(v) for k, v in row.items()} for row in _read_lines(folder / METRICS)]
@@ -59,30 +65,12 @@ def read_items(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a JSON-lines file; what stands after the last line end was torn by a crash."""
-    text = path.read_text() if path.exists() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
-
-
-def _cut_torn_line(path: Path) -> None:
-    if path.exists():
-        data = path.read_bytes()
-        os.truncate(path, data.rfind(b"\n") + 1)
+    return read_json_lines(path) if path.exists() else []
 
 
 def _line(row: Mapping[str, Any]) -> str:
     """A row as one line of valid JSON, which has no NaN and no infinity: they are written as text."""
-    safe = {k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    return json.dumps(safe, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _append(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a line. Raises `OSError` that names the file."""
-    try:
-        with path.open("a") as stream:
-            stream.write(_line(row))
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+    return json_line({k: str(v) if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()})
 
 
 class RunRecord:
@@ -106,8 +94,8 @@ class RunRecord:
         """`parent`: the key of the run that this one is a part of. `outage_told`: that of another record, so that a
         person is told once for both that MLflow is away."""
         folder.mkdir(parents=True, exist_ok=True)
-        _cut_torn_line(folder / METRICS)
-        _cut_torn_line(folder / ITEMS)
+        cut_torn_line(folder / METRICS)
+        cut_torn_line(folder / ITEMS)
         self.folder, self._output, self._warn = folder, output.resolve(), warn
         self._rows, self._items = read_metrics(folder), read_items(folder)
         self._view = None
@@ -147,15 +135,16 @@ class RunRecord:
             raise ValueError(f"metric {sorted(reserved)[0]!r} is not allowed; {', '.join(sorted(RESERVED))} name a row")
         row = self._row(stage, {**metrics, "step": step})
         with self._lock:
+            append_line(self.folder / METRICS, _line(row))
             self._rows.append(row)
-            _append(self.folder / METRICS, row)
 
     def restart_stage(self, stage: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Put `rows` ({"step", metric: value}, "time" if known) in place of all rows of a stage, when it is resumed."""
         fresh = [self._row(stage, row) for row in rows]
         with self._lock:
-            self._rows = [row for row in self._rows if row["stage"] != stage] + fresh
-            write_atomically(self.folder / METRICS, "".join(map(_line, self._rows)))
+            rows = [row for row in self._rows if row["stage"] != stage] + fresh
+            write_atomically(self.folder / METRICS, "".join(map(_line, rows)))
+            self._rows = rows
 
     def add_artifact(self, path: Path, folder: str = "") -> None:
         """Upload a file, or what a folder holds, to the run's artifact folder `folder`; again if it has changed."""
@@ -184,11 +173,6 @@ class RunRecord:
     def add_tags(self, tags: Mapping[str, str]) -> None:
         """Tags that are known only later."""
         self._add({"kind": "tags", "tags": dict(tags)})
-
-    @property
-    def run_id(self) -> str | None:
-        """MLflow's id of this run, once MLflow has been reached."""
-        return self._view.state["run_id"] if self._view else None
 
     def begin_sync(self) -> None:
         """Start the thread. The caller imports mlflow: two threads that import at once can get half a module."""
@@ -269,8 +253,8 @@ class RunRecord:
                 same = [old for old in self._items if [old.get(key) for key in keys] == place]
                 if same and same[-1] == item:
                     return
+            append_line(self.folder / ITEMS, _line(item))  # first: MLflow's place in the list is one in the file
             self._items.append(item)
-            _append(self.folder / ITEMS, item)
 
     def _run(self) -> None:
         while True:
@@ -301,13 +285,6 @@ class RunRecord:
             self.outage_told.set()
             reason = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:300]
             self._warn(f"MLflow cannot be written, the record in {self.folder} goes on and is copied later ({reason})")
-
-
-def backfill(folder: Path, tracking: TrackingConfig, output: Path, warn: Warn = logger.warning) -> bool:
-    """Copy to MLflow what it lacks of a run that is over. False where MLflow cannot be reached."""
-    state = json.loads((folder / STATE).read_text())
-    parent = state.get("parent")
-    return RunRecord(folder, state["run_key"], state["run_name"], tracking, output, warn, parent).catch_up()
 
 
 def is_open(folder: Path) -> bool:

@@ -18,6 +18,7 @@ from qcrd.config import ConfigError, ExperimentConfig, TrackingConfig, with_over
 from qcrd.mlflow_runs import TrackedRun
 from qcrd.sweep_record import SweepRecord
 from qcrd.tracking import RunRecord
+from tests.tracked import id_of
 
 OFF = TrackingConfig(enabled=False)
 CURVES = {(1, 0): [0.3, 0.5], (1, 1): [0.2, 0.6], (3, 0): [0.4, 0.7]}
@@ -150,7 +151,8 @@ def test_where_a_sweep_lies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         sweep_folder(["lr"], tmp_path)
 
 
-def test_mlflow_away_the_local_record_stands_in_and_it_is_said(tmp_path: Path) -> None:
+def test_mlflow_away_the_local_record_stands_in_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/bin/qcrd", "compare", "gap1-seed0", "tracking.uri=http://me:s@cret@host"])
     for gap, seed in CURVES:
         record_run(tmp_path, gap, seed, OFF)
     with socket.socket() as closed:
@@ -165,6 +167,7 @@ def test_mlflow_away_the_local_record_stands_in_and_it_is_said(tmp_path: Path) -
     assert {one.values["negatives.gap"]: one.score for one in results.configurations} == pytest.approx(
         {1: 0.55, 3: 0.7}
     )
+    assert results.about["command"] == "qcrd compare gap1-seed0 tracking.uri=http://***@host"
     assert results.about["source"] == f"local records, {tmp_path / 'records'}"
 
 
@@ -180,7 +183,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
         assert parent.flush()
         records = [record_run(output, gap, seed, tracking, "grid-1") for gap, seed in CURVES]
         parent.close("FINISHED")
-        ids = {record.folder.name: record.run_id or "" for record in [*records, parent]}
+        ids = {record.folder.name: id_of(record) for record in [*records, parent]}
         assert all(ids.values())
         yield output, ids
 

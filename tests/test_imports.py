@@ -10,7 +10,7 @@ RAY = {
     "search_space.py", "tune_search.py", "tune_trial.py", "run_sweep.py", "submit.py", "cli.py",
 }  # fmt: skip
 MLFLOW = {"mlflow_view.py", "mlflow_runs.py", "mlflow_student.py"}
-BASE = ("config", "grid", "sweep", "recipes", "seeding", "records", "storage", "artifacts", "mlflow_view",
+BASE = ("config", "grid", "sweep", "recipes", "seeding", "records", "storage", "artifacts", "json_lines", "mlflow_view",
         "tracking", "mlflow_runs", "console")  # fmt: skip
 LAYERS = [*([name] for name in ("tasks",)), ["teacher", "rationales"], ["distill"], ["evaluate"], ["report"],
           ["sweep_record", "search_space"], ["stages"], ["pipeline", "cell_files"], ["tune_search", "tune_trial"],

@@ -12,6 +12,7 @@ import pytest
 from qcrd.config import TrackingConfig
 from qcrd.mlflow_view import tracking_uri
 from qcrd.tracking import RunRecord
+from tests.tracked import id_of
 
 pytestmark = pytest.mark.e2e
 PREFIXES = {"predict": "predict: ", "explain": "explain: "}
@@ -87,9 +88,10 @@ def test_logged_once_loaded_and_answers_like_the_model(
 
     uri = tracking_uri(TrackingConfig(), tmp_path)
     client = mlflow.MlflowClient(tracking_uri=uri)
-    (model,) = client.search_logged_models([client.get_run(run.run_id or "").info.experiment_id])
-    assert (model.name, str(model.status), model.source_run_id) == ("student", "READY", run.run_id)
-    outputs = client.get_run(run.run_id or "").outputs
+    run_id = id_of(run)
+    (model,) = client.search_logged_models([client.get_run(run_id).info.experiment_id])
+    assert (model.name, str(model.status), model.source_run_id) == ("student", "READY", run_id)
+    outputs = client.get_run(run_id).outputs
     assert outputs is not None
     assert [output.model_id for output in outputs.model_outputs] == [model.model_id]
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # which the next call sets for good

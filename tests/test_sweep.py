@@ -20,6 +20,7 @@ from qcrd.search_space import OptunaProposer, description, finite_values, grid, 
 from qcrd.sweep import Sweep
 from qcrd.sweep_record import TRIALS, SweepRecord, read_results
 from qcrd.tune_search import scheduler_of
+from tests.full_disk import files_end_at
 
 SPACE = {"negatives.gap": tune.grid_search([1, 2]), "train.learning_rate": tune.loguniform(1e-4, 1e-2)}
 
@@ -192,6 +193,16 @@ def test_the_record_survives_a_torn_line_and_takes_each_iteration_once(tmp_path:
     assert first.score == pytest.approx((0.2 + 0.6) / 2) and first.seconds == 3.0 and first.steps == 20
     assert first.test_accuracy == {0: 0.5} and second.status == "failed" and second.reason == "out of memory"
     assert results.finished == [first]
+
+
+def test_a_full_disk_leaves_a_record_that_the_next_start_reads(tmp_path: Path):
+    record = SweepRecord(tmp_path)
+    record.describe(ABOUT)
+    record.propose("a", {"task.path": "a\u2028b"}, ["f0"])
+    with files_end_at((tmp_path / TRIALS).stat().st_size + 20), pytest.raises(OSError, match=TRIALS):
+        record.propose("b", {"negatives.gap": 2}, ["f1"])
+    record.end("a", "failed", "disk full\u0085")  # there is room again
+    assert SweepRecord(tmp_path).lines == record.lines and list(record.trials) == ["a"]
 
 
 def test_a_clone_has_the_donors_results_and_the_new_values_from_there_on(tmp_path: Path):

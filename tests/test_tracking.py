@@ -17,7 +17,9 @@ import pytest
 from qcrd import mlflow_view
 from qcrd.config import ExperimentConfig, TrackingConfig
 from qcrd.mlflow_view import redacted
-from qcrd.tracking import RunRecord, backfill, git_state, read_metrics
+from qcrd.tracking import RunRecord, command_line, git_state, read_items, read_metrics
+from tests.full_disk import files_end_at
+from tests.tracked import id_of
 
 OFF = TrackingConfig(enabled=False)
 
@@ -78,6 +80,32 @@ def test_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
+def test_a_full_disk_leaves_a_record_that_the_next_start_reads(tmp_path: Path) -> None:
+    run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    run.add_tags({"a": "b"})
+    run.log("train", {"a": 1.0}, step=1)
+    for name, write in (
+        ("items.jsonl", lambda: run.add_tags({"c": "d" * 100})),
+        ("metrics.jsonl", lambda: run.log("train", {"a": 1.0}, step=2)),
+        ("metrics.jsonl", lambda: run.restart_stage("train", [{"step": step} for step in range(9)])),
+    ):
+        with files_end_at((tmp_path / name).stat().st_size + 20), pytest.raises(OSError):
+            write()
+    run.log("train", {"a": 1.0}, step=3)
+    run.close("FAILED")  # there is room again
+    again = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    assert [item["kind"] for item in read_items(tmp_path)] == ["tags", "end"]
+    assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
+    assert (run._items, run._rows) == (again._items, again._rows)  # MLflow counts items by their place in the file
+
+
+def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
+    run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    run.start_with({}, {"title": "a\u2028b\u0085c"}, {})
+    RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    assert read_items(tmp_path)[0]["params"] == {"title": "a\u2028b\u0085c"}
+
+
 def test_restart_of_a_stage_replaces_its_rows_only(tmp_path: Path) -> None:
     run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
     run.log("judge", {"a": 1.0})
@@ -97,6 +125,21 @@ def test_passwords_in_urls_are_not_recorded(tmp_path: Path) -> None:
     run.start(ExperimentConfig(name="test", tracking=settings), {})
     run.close("FINISHED")
     assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "text, safe",
+    [
+        ("http://user:p@ssw0rd@mlflow:5000", "http://***@mlflow:5000"),
+        ("http://user:p@ss:w@rd@mlflow/a and http://host/b@c", "http://***@mlflow/a and http://host/b@c"),
+        ("http://token@mlflow", "http://***@mlflow"),
+        ("postgresql://me:se/cret@db/x", "postgresql://***@db/x"),
+        ("http://host:5000/a/b, s3://bucket/a@b", "http://host:5000/a/b, s3://bucket/a@b"),
+    ],
+)
+def test_no_part_of_a_password_is_shown(text: str, safe: str) -> None:
+    assert redacted(text) == safe
+    assert command_line(["run", f"tracking.uri={text}"]) == f"qcrd run tracking.uri={safe}"
 
 
 def test_git_state(tmp_path: Path) -> None:
@@ -132,7 +175,7 @@ def test_mlflow_shows_the_record_and_a_second_run_duplicates_nothing(
     (shown,) = mlflow.search_runs(
         [mlflow.get_experiment_by_name("qcrd").experiment_id], "tags.`qcrd.run_key` = 'twice'"
     )
-    assert shown.info.run_id == run.run_id
+    assert shown.info.run_id == id_of(run)
     assert shown.info.status == "FINISHED"
     assert shown.data.params["train.learning_rate"] == "1e-05"
     assert shown.data.params["seed"] == "1"  # of the first start
@@ -158,7 +201,7 @@ def test_changed_artifact_is_sent_again(output: Path) -> None:
         run.add_artifact(report, "report")
     run.close("FINISHED")
     uri = mlflow_view.tracking_uri(TrackingConfig(), output)
-    found = download_artifacts(run_id=run.run_id, artifact_path="report/changing.txt", tracking_uri=uri)
+    found = download_artifacts(run_id=id_of(run), artifact_path="report/changing.txt", tracking_uri=uri)
     assert Path(found).read_text() == "second"
 
 
@@ -171,15 +214,16 @@ def test_recomputed_steps_are_not_sent_twice(output: Path) -> None:
         run.log("train", {"train/loss": float(step), "time/step": 1.0}, step=step)
     assert run.flush()
     run.stop()
+    first = id_of(run)
     again = record(output, "resumed")  # a new process, whose checkpoint was of step 10
     again.begin_sync()
     again.restart_stage("train", [{"step": 10, "train/loss": 10.0}])
     for step in (20, 30, 40):
         again.log("train", {"train/loss": float(step)}, step=step)
     again.close("FINISHED")
-    assert again.run_id == run.run_id
-    assert history(output, again.run_id or "", "train/loss") == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
-    assert sorted(history(output, again.run_id or "", "time/step")) == [(10, 1.0), (20, 1.0), (30, 1.0), (50, 9.0)]
+    assert id_of(again) == first
+    assert history(output, first, "train/loss") == [(10, 10.0), (20, 20.0), (30, 30.0), (40, 40.0)]
+    assert sorted(history(output, first, "time/step")) == [(10, 1.0), (20, 1.0), (30, 1.0), (50, 9.0)]
 
 
 @pytest.mark.e2e
@@ -199,8 +243,8 @@ def test_batch_cut_off_by_a_crash_is_sent_once(output: Path, arrived: bool) -> N
     again = record(output, key)
     again.restart_stage("train", [{"step": 1, "train/loss": 1.0}])
     again.log("train", {"train/loss": 2.0}, step=2)  # at another time than before
-    assert backfill(run.folder, TrackingConfig(), output)
-    assert history(output, run.run_id or "", "train/loss") == [(1, 1.0), (2, 2.0)]
+    assert record(output, run.folder.name).catch_up()
+    assert history(output, id_of(run), "train/loss") == [(1, 1.0), (2, 2.0)]
 
 
 @pytest.mark.e2e
@@ -209,13 +253,14 @@ def test_lost_cursor_finds_the_run_again_and_duplicates_nothing(output: Path) ->
     run.start(config(output), {})
     run.log("train", {"train/loss": 1.0, "train/nan": math.nan}, step=1)
     run.close("FINISHED")
+    first = id_of(run)
     (run.folder / "mlflow.json").unlink()
     again = record(output, "lost")
     again.start(config(output, seed=5), {})
     again.close("FINISHED")
-    assert again.run_id == run.run_id
-    assert len(history(output, run.run_id or "", "train/loss")) == 1
-    assert len(history(output, run.run_id or "", "train/nan")) == 1
+    assert id_of(again) == first
+    assert len(history(output, first, "train/loss")) == 1
+    assert len(history(output, first, "train/nan")) == 1
 
 
 @pytest.mark.e2e
@@ -226,8 +271,8 @@ def test_many_rows_go_in_batches(output: Path, monkeypatch: pytest.MonkeyPatch) 
         run.log("train", {"a": 1.0, "b": 2.0}, step=step)
     run.begin_sync()
     run.close("FAILED")
-    assert [step for step, _ in history(output, run.run_id or "", "b")] == list(range(20))
-    assert client(output).get_run(run.run_id).info.status == "FAILED"
+    assert [step for step, _ in history(output, id_of(run), "b")] == list(range(20))
+    assert client(output).get_run(id_of(run)).info.status == "FAILED"
 
 
 @pytest.mark.e2e
@@ -242,10 +287,10 @@ def test_one_bad_item_does_not_hold_up_the_rest(output: Path) -> None:
     run.close("FINISHED")
     assert len(said) == 1
     assert "gone.txt" in said[0]
-    assert client(output).get_run(run.run_id).info.status == "FINISHED"
+    assert client(output).get_run(id_of(run)).info.status == "FINISHED"
     report.write_text("back")
-    assert backfill(run.folder, TrackingConfig(), output)
-    assert [item.path for item in client(output).list_artifacts(run.run_id)] == ["gone.txt"]
+    assert record(output, run.folder.name).catch_up()
+    assert [item.path for item in client(output).list_artifacts(id_of(run))] == ["gone.txt"]
 
 
 @pytest.mark.e2e
@@ -254,11 +299,11 @@ def test_deleted_run_is_made_anew(output: Path) -> None:
     run.begin_sync()
     run.log("train", {"train/loss": 1.0}, step=1)
     run.close("FINISHED")
-    client(output).delete_run(run.run_id)
-    assert backfill(run.folder, TrackingConfig(), output)
-    new = json.loads((run.folder / "mlflow.json").read_text())["run_id"]
-    assert new != run.run_id
-    assert history(output, new, "train/loss") == [(1, 1.0)]
+    deleted = id_of(run)
+    client(output).delete_run(deleted)
+    assert record(output, run.folder.name).catch_up()
+    assert id_of(run) != deleted
+    assert history(output, id_of(run), "train/loss") == [(1, 1.0)]
 
 
 def test_absent_server_costs_one_warning_and_no_time(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 from qcrd.artifacts import canonical_json, digest_of, sync_folder
 from qcrd.distill.durable import discard, remove_left_overs, whole_or_absent
+from qcrd.json_lines import read_json_lines
 from qcrd.storage import FILES, Storage
 
 VERSION = 1
@@ -119,7 +120,7 @@ class CheckpointStore:
             raise ValueError(f"{folder}: checkpoint of format {record.get('version')}, this code reads {VERSION}")
         if record["identity_digest"] != digest_of(self.identity):
             raise ValueError(f"{folder}: checkpoint of another training: {self._difference(record)}")
-        rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+        rows = read_json_lines(folder / "rows.jsonl")
         tensors = {path.stem: load_file(path) for path in sorted(folder.glob("*.safetensors"))}
         return Checkpoint(Progress(**record["progress"]), rows, tensors)
 

@@ -15,6 +15,7 @@ from qcrd.distill.discriminator import save_discriminator, set_weights
 from qcrd.distill.durable import whole_or_absent
 from qcrd.distill.loop import Training
 from qcrd.distill.student import Student
+from qcrd.json_lines import parse_json_lines
 from qcrd.rationales.single_task import PHRASE, max_answer_tokens
 from qcrd.storage import Storage
 
@@ -41,7 +42,7 @@ def kept_rows(storage: Storage, training: str) -> list[dict[str, Any]]:
     there = (name for name in storage.published(f"{training}/checkpoints") if name.endswith("/rows.jsonl"))
     for name in (f"{training}/{RESULTS}/metrics.jsonl", *sorted({*here, *there}, reverse=True)):
         with contextlib.suppress(FileNotFoundError):
-            return [json.loads(line) for line in storage.read_text(name).splitlines()]
+            return parse_json_lines(storage.read_bytes(name))
     return []
 
 

@@ -22,6 +22,7 @@ from qcrd.distill.data import load_training_data
 from qcrd.distill.loop import Event, Training
 from qcrd.distill.results import RESULTS, TIMES, keep_results
 from qcrd.distill.workers import Workers
+from qcrd.json_lines import read_json_lines
 from qcrd.storage import Storage
 from qcrd.tasks import get_task
 
@@ -71,7 +72,7 @@ class _SeedRun:
         found = next((name for name in (f"{job.folder}/{RESULTS}", job.student) if storage.has(name)), None)
         if found is not None:
             done = storage.fetch(found)
-            self.rows = [json.loads(line) for line in (done / "metrics.jsonl").read_text().splitlines()]
+            self.rows = read_json_lines(done / "metrics.jsonl")
             self.seconds = _seconds_of(done)
             self.iterations = len(self.accuracies)
             emit({"kind": "restart", "rows": self.rows})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qcrd.config import ExperimentConfig
+from qcrd.json_lines import read_json_lines
 from qcrd.records import Example, Explanation, Prediction, Question, Sample, Score, read_rows
 
 Row = dict[str, Any]
@@ -83,8 +84,8 @@ def read_report_data(
         samples=rows("samples", "samples.parquet", Sample) if "samples" in inputs else None,
         statistics=_json(inputs["rationales"] / "statistics.json") if "rationales" in inputs else None,
         examples=rows("training_set", "examples.parquet", Example),
-        judge_rows=_json_lines(inputs["judge"] / "pretraining.jsonl") if "judge" in inputs else None,
-        metric_rows=_json_lines(inputs["student"] / "metrics.jsonl"),
+        judge_rows=read_json_lines(inputs["judge"] / "pretraining.jsonl") if "judge" in inputs else None,
+        metric_rows=read_json_lines(inputs["student"] / "metrics.jsonl"),
         training=_json(inputs["student"] / "training.json"),
         predictions=rows("predictions", "predictions.parquet", Prediction),
         explanations=rows("predictions", "explanations.parquet", Explanation),
@@ -95,7 +96,3 @@ def read_report_data(
 
 def _json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
-
-
-def _json_lines(path: Path) -> list[Row]:
-    return [json.loads(line) for line in path.read_text().splitlines() if line.strip()]

@@ -17,7 +17,8 @@ import pytest
 
 from qcrd.config import ExperimentConfig, TrackingConfig
 from qcrd.mlflow_view import tracking_uri
-from qcrd.tracking import RunRecord, backfill, read_metrics
+from qcrd.tracking import RunRecord, read_metrics
+from tests.tracked import id_of
 
 pytestmark = pytest.mark.e2e
 
@@ -113,13 +114,12 @@ def test_server_that_is_absent_then_comes_dies_and_returns(tmp_path: Path) -> No
 
     server = start_server(tmp_path, port)
     try:
-        assert backfill(folder, tracking, tmp_path)
+        assert RunRecord(folder, "key", "outage", tracking, tmp_path).catch_up()
         run = RunRecord(folder, "key", "outage", tracking, tmp_path, said.append)
         client = MlflowClient(tracking_uri=tracking.uri)
-        assert run.run_id is not None
-        assert shown(str(tracking.uri), run.run_id) == recorded(folder)
-        assert client.get_run(run.run_id).info.status == "FINISHED"
-        assert [item.path for item in client.list_artifacts(run.run_id, "report")] == ["report/report.txt"]
+        assert shown(str(tracking.uri), id_of(run)) == recorded(folder)
+        assert client.get_run(id_of(run)).info.status == "FINISHED"
+        assert [item.path for item in client.list_artifacts(id_of(run), "report")] == ["report/report.txt"]
 
         run.start(config, {"note": "x"})
         run.log("predict", {"eval/accuracy": 0.5})
@@ -133,9 +133,9 @@ def test_server_that_is_absent_then_comes_dies_and_returns(tmp_path: Path) -> No
 
         server = start_server(tmp_path, port)
         for _ in range(2):
-            assert backfill(folder, tracking, tmp_path)
-            assert shown(str(tracking.uri), run.run_id) == recorded(folder)
-        data = client.get_run(run.run_id)
+            assert RunRecord(folder, "key", "outage", tracking, tmp_path).catch_up()
+            assert shown(str(tracking.uri), id_of(run)) == recorded(folder)
+        data = client.get_run(id_of(run))
         assert data.inputs is not None
         assert (data.info.status, len(data.inputs.dataset_inputs)) == ("FINISHED", 1)
         experiment = client.get_experiment_by_name(tracking.experiment)
@@ -180,6 +180,5 @@ def test_killed_run_goes_on_and_no_step_is_shown_twice(tmp_path: Path, monkeypat
         run.log("train", {"train/loss": float(step)}, step=step)
     run.begin_sync()
     run.close("FINISHED")
-    assert run.run_id is not None
-    steps = Counter(step for _, step, _ in shown(tracking_uri(TrackingConfig(), tmp_path), run.run_id))
+    steps = Counter(step for _, step, _ in shown(tracking_uri(TrackingConfig(), tmp_path), id_of(run)))
     assert steps == Counter(range(2000))

@@ -1,0 +1,13 @@
+"""What a run's record says of its place in MLflow, for tests."""
+
+from __future__ import annotations
+
+import json
+
+from qcrd.mlflow_view import STATE
+from qcrd.tracking import RunRecord
+
+
+def id_of(run: RunRecord) -> str:
+    """MLflow's id of a run that it has."""
+    return json.loads((run.folder / STATE).read_text())["run_id"]
