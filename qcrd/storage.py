@@ -55,7 +55,7 @@ def _again(error: BaseException) -> bool:
     return isinstance(error, Exception) and not isinstance(error, final)
 
 
-def _patiently(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+def patiently(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
     """The call's result, tried again while the storage is away. Raises `StorageAway` in the end."""
     retry = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_again), stop=tenacity.stop_after_delay(RETRY_SECONDS),
@@ -86,30 +86,30 @@ class _Bucket:
 
     def is_file(self, name: str) -> bool:
         with contextlib.suppress(FileNotFoundError):
-            return _patiently(self.fs.info, self.path(name))["type"] == "file"
+            return patiently(self.fs.info, self.path(name))["type"] == "file"
         return False
 
     def read(self, name: str) -> bytes:
-        return _patiently(self.fs.cat_file, self.path(name))
+        return patiently(self.fs.cat_file, self.path(name))
 
     def write(self, name: str, data: bytes, mode: str = "overwrite") -> None:
-        _patiently(self.fs.pipe_file, self.path(name), data, mode=mode)
+        patiently(self.fs.pipe_file, self.path(name), data, mode=mode)
 
     def put(self, file: Path, name: str) -> None:
-        _patiently(self.fs.put_file, str(file), self.path(name))
+        patiently(self.fs.put_file, str(file), self.path(name))
 
     def get(self, name: str, file: Path) -> None:
         file.parent.mkdir(parents=True, exist_ok=True)
-        _patiently(self.fs.get_file, self.path(name), str(file))
+        patiently(self.fs.get_file, self.path(name), str(file))
 
     def version(self, name: str) -> str:
         """Changes whenever the object does."""
-        return str(_patiently(self.fs.ukey, self.path(name)))
+        return str(patiently(self.fs.ukey, self.path(name)))
 
     def names(self, folder: str) -> list[str]:
         """Of all objects in a folder and below it."""
         try:
-            found = _patiently(self.fs.find, self.path(folder))
+            found = patiently(self.fs.find, self.path(folder))
         except FileNotFoundError:
             return []
         return sorted(str(path).lstrip("/").removeprefix(f"{self.root.lstrip('/')}/") for path in found)
@@ -117,7 +117,7 @@ class _Bucket:
     def remove(self, names: Sequence[str]) -> None:
         for name in names:
             with contextlib.suppress(FileNotFoundError):
-                _patiently(self.fs.rm_file, self.path(name))
+                patiently(self.fs.rm_file, self.path(name))
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Call:
     def part(self, rows: slice) -> Call:
         """The call for some of its samples."""
         return replace(self, indices=self.indices[rows], seeds=self.seeds[rows])
+
+
+def as_count(value: Any) -> int | None:
+    """A number of tokens, or an HTTP status, as an endpoint gives it; None for what is no int of 31 bits."""
+    return value if type(value) is int and 0 <= value < 2**31 else None
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,8 @@ _ENDED = frozenset({"completed", "failed", "expired", "cancelled"})
 class BatchSummary:
     """Counts of one call. Batches: `submitted` now, `adopted` (an earlier start asked for it and never knew its id),
     `resumed` (its id was known). Samples: `replies`, `failures` (error rows), `missing` (of batches that ended; asked
-    for by a later start). Lines of results: `malformed`, and `unknown` (asked for by nobody). `errors` by kind."""
+    for by a later start). Lines of results: `malformed`, and `unknown` (asked for by nobody). `errors` by kind.
+    Requests, by custom_id: `unpriced` (they may have been paid for, and nothing says what they cost)."""
 
     submitted: int = 0
     adopted: int = 0
@@ -56,11 +57,8 @@ class BatchSummary:
     missing: int = 0
     malformed: int = 0
     unknown: int = 0
+    unpriced: set[str] = field(default_factory=set)
     errors: Counter[str] = field(default_factory=Counter)
-
-    @property
-    def batches(self) -> int:
-        return self.submitted + self.adopted + self.resumed
 
 
 async def run_batches(
@@ -292,6 +290,7 @@ class _Run:
                     await self.endpoint.download(file_id, stream)
                     kept += sum(self._keep(line, waiting) for line in stream if line.strip())
         self._writer.flush()
+        self._summary.unpriced |= waiting.keys()
         missing = state.num_samples - kept
         self._summary.missing += missing
         if missing:
@@ -305,8 +304,9 @@ class _Run:
         """Write the samples of a line of results to the store; how many they are."""
         try:
             data = json.loads(line)
-            keys = waiting.pop(data["custom_id"], None)
-        except (ValueError, TypeError, KeyError):
+            custom_id = data["custom_id"]
+            keys = waiting.pop(custom_id, None)
+        except (ValueError, TypeError, KeyError, RecursionError):  # the last: nested as deeply as no reply is
             self._summary.malformed += 1
             return 0
         if keys is None:
@@ -315,11 +315,15 @@ class _Run:
         try:
             records: list[Record] = [*read_result(data, len(keys))]
             self._summary.replies += len(records)
+            if records[0].prompt_tokens is None or records[0].completion_tokens is None:
+                self._summary.unpriced.add(custom_id)
         except TeacherError as error:
             reason = self.endpoint.safe(str(error))
             kind = reason.split(":")[0]
             self._summary.errors[kind] += 1
             self._summary.malformed += kind == "malformed"
+            if error.billed:
+                self._summary.unpriced.add(custom_id)
             if error.retryable or error.of_endpoint:  # not this request's fault
                 return 0
             records = [Failure(reason, error.status, attempts=1)] * len(keys)

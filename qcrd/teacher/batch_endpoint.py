@@ -22,7 +22,7 @@ from openai.types import Batch, FileObject
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
 from qcrd.config import TeacherConfig
-from qcrd.teacher.base import TeacherError
+from qcrd.teacher.base import TeacherError, as_count
 from qcrd.teacher.openai_client import OPENAI_URL, api_key, make_client, safe_reason, status_error
 
 logger = logging.getLogger(__name__)
@@ -117,7 +117,8 @@ class BatchEndpoint:
             for batch in page.get("data") or []:
                 after = str(batch.get("id"))
                 # Proxies may give a file a name of their own, and some endpoints keep no metadata.
-                of_submission = (batch.get("metadata") or {}).get("qcrd_submission") == submission
+                marks = batch.get("metadata")
+                of_submission = isinstance(marks, dict) and marks.get("qcrd_submission") == submission
                 if (of_submission or batch.get("input_file_id") == file_id) and batch.get("status") != "failed":
                     return after
             if page.get("has_more") is False:
@@ -129,7 +130,8 @@ class BatchEndpoint:
             return await self._client.batches.list(limit=_PAGE, after=after or omit)
 
         page = await self._once("list of batches", request)
-        if not isinstance(page, AsyncCursorPage):
+        found = (page.data or []) if isinstance(page, AsyncCursorPage) else None
+        if not (isinstance(found, list) and all(isinstance(batch, Batch) for batch in found)):
             raise TeacherError("list of batches: malformed: the answer is no list", 200, retryable=True)
         return page.model_dump(warnings=False)
 
@@ -190,21 +192,23 @@ class BatchEndpoint:
         except (APIConnectionError, httpx2.TransportError) as error:  # the second: cut in the middle of a download
             reason = self.safe(f"{what}: connection: {error.__cause__ or error!r}")
             raise TeacherError(reason, retryable=True, of_endpoint=True) from None
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError):
             raise TeacherError(f"{what}: malformed: the answer is not JSON", 200, retryable=True) from None
 
 
 def request_counts(batch: Batch) -> tuple[int, int, int]:
     """How many requests were completed, failed, and are there; endpoints may leave any of them out."""
-    counts = batch.model_dump(warnings=False).get("request_counts") or {}
-    return counts.get("completed") or 0, counts.get("failed") or 0, counts.get("total") or 0
+    counts = batch.model_dump(warnings=False).get("request_counts")
+    named = counts if isinstance(counts, dict) else {}
+    return as_count(named.get("completed")) or 0, as_count(named.get("failed")) or 0, as_count(named.get("total")) or 0
 
 
 def errors_of(batch: Batch) -> list[dict[str, Any]]:
     """What is wrong with a batch that was refused."""
     errors = batch.model_dump(warnings=False).get("errors")
-    found = errors.get("data") if isinstance(errors, dict) else errors
-    return [error if isinstance(error, dict) else {"message": str(error)} for error in found or []]
+    found = (errors.get("data") if isinstance(errors, dict) else errors) or []
+    listed = found if isinstance(found, list) else [found]
+    return [error if isinstance(error, dict) else {"message": str(error)} for error in listed]
 
 
 def queue_was_full(batch: Batch) -> bool:
@@ -219,6 +223,9 @@ def _warn(state: RetryCallState) -> None:
 
 def _whole(batch: object, what: str) -> Batch:
     """The client lets anything through; what has no id or status is no batch."""
-    if not (isinstance(batch, Batch) and {"id", "status"} <= batch.model_fields_set and batch.id):
+    if not (
+        isinstance(batch, Batch) and {"id", "status"} <= batch.model_fields_set
+        and batch.id and isinstance(batch.status, str)
+    ):  # fmt: skip
         raise TeacherError(f"{what}: malformed: the answer is no batch", 200, retryable=True)
     return batch

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.base import Call, Record, TeacherError
+from qcrd.teacher.base import Call, Record, TeacherError, as_count
 from qcrd.teacher.openai_client import read_replies, request_body, status_error
 
 
@@ -61,15 +61,22 @@ def _joined(lines: Sequence[bytes], requests: dict[str, list[str]]) -> InputFile
 
 def read_result(data: dict[str, Any], most: int) -> list[Record]:
     """At most `most` records of a line of results. Raises `TeacherError` where it has none."""
-    response, error = data.get("response"), data.get("error")
-    if not isinstance(response, dict):  # it was never asked: the batch ended first, for instance
-        if not isinstance(error, dict):
-            raise TeacherError(f"malformed: neither response nor error in {data}", retryable=True)
-        raise TeacherError(f"{error.get('code') or 'error'}: {error.get('message')}", retryable=True)
-    status, body = response.get("status_code"), response.get("body")
-    if not isinstance(status, int):
-        raise TeacherError(f"malformed: no status in {data}", retryable=True)
-    if status != 200:
-        raise status_error(status, json.dumps(body or {"error": error}), {})
-    records = read_replies(json.dumps(body), most)
+    try:
+        response, error = data.get("response"), data.get("error")
+        if not isinstance(response, dict):  # it was never asked: the batch ended first, for instance
+            if not isinstance(error, dict):
+                raise _malformed(f"neither response nor error in {data}")
+            raise TeacherError(f"{error.get('code') or 'error'}: {error.get('message')}", retryable=True)
+        status, body = as_count(response.get("status_code")), response.get("body")
+        if status is None:
+            raise _malformed(f"no status in {data}")
+        if status != 200:
+            raise status_error(status, json.dumps(body or {"error": error}), {})
+        records = read_replies(json.dumps(body), most)
+    except RecursionError:
+        raise _malformed("nested too deeply") from None
     return [replace(record, batch=True) for record in records]
+
+
+def _malformed(what: str) -> TeacherError:
+    return TeacherError(f"malformed: {what}", retryable=True, billed=True)

@@ -27,8 +27,6 @@ class Need:
 
     tokens: float = 0.0
     usd: float = 0.0
-    kinds: Counter[str] = field(default_factory=Counter)
-    """Attempts that failed, by kind."""
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,6 @@ class Bucket:
 class Totals:
     """Counts of all attempts so far. `usd`: what those cost that said so."""
 
-    attempts: int = 0
-    limited: int = 0
     usd: float = 0.0
     kinds: Counter[str] = field(default_factory=Counter)
     """Attempts that failed, by kind."""
@@ -112,7 +108,7 @@ class SharedLimits:
         self._own = (requests_per_minute, tokens_per_minute)
         self._adapted: Bucket | None = None
         self._refused_rate = 0.0
-        self._budget, self._reserved = budget_usd, 0.0
+        self._budget, self._reserved, self._unpriced = budget_usd, 0.0, 0.0
         self.spent = spent_usd
         """Dollars at most: an attempt that does not say what it cost counts as the most it can."""
         self.under_way = 0
@@ -150,6 +146,11 @@ class SharedLimits:
         """No further attempt is granted. The first reason stands."""
         self.stop_reason = self.stop_reason or reason
 
+    @property
+    def unpriced(self) -> float:
+        """Dollars at most of attempts that did not say what they cost, or were not reported."""
+        return self._unpriced + self._reserved
+
     def _buckets(self) -> list[tuple[Bucket, bool]]:
         """Buckets with whether they count tokens."""
         pairs = ((self._requests, False), (self._adapted, False), (self._tokens, True))
@@ -170,7 +171,6 @@ class SharedLimits:
             bucket.take(need.tokens if tokens else 1.0)
         self._reserved += need.usd
         self.under_way += 1
-        self.totals.attempts += 1
 
     def _settle(self, outcome: Outcome, now: float) -> None:
         self.under_way -= 1
@@ -178,12 +178,12 @@ class SharedLimits:
         if outcome.billed:
             self.spent += outcome.need.usd if outcome.usd is None else outcome.usd
             self.totals.usd += outcome.usd or 0.0
+            self._unpriced += outcome.need.usd if outcome.usd is None else 0.0
         self.totals.kinds[outcome.kind] += bool(outcome.kind)
         if self._tokens is not None and outcome.tokens is not None:
             self._tokens.take(outcome.tokens - outcome.need.tokens)
         if outcome.status == 429:
             self._limited += 1
-            self.totals.limited += 1
         elif not outcome.kind:
             self._answered += 1
             self._failures = 0

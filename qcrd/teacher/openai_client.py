@@ -22,13 +22,13 @@ import httpx2
 from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
 
 from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.base import Answer, Call, Failure, RateHeaders, Record, Reply, TeacherError
+from qcrd.teacher.base import Answer, Call, Failure, RateHeaders, Record, Reply, TeacherError, as_count
 
 MAX_REASON = 300
 _RETRIED_STATUS = frozenset({408, 409, 429})
 _OF_ENDPOINT_STATUS = frozenset({401, 402, 403, 404})
 _NO_MONEY = ("insufficient_quota", "billing_hard_limit_reached")
-_DURATION = re.compile(r"([0-9.]+)(ms|s|m|h|d)")
+_DURATION = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)(ms|s|m|h|d)")
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 NO_KEY = "EMPTY"
 OPENAI_URL = "https://api.openai.com/v1"
@@ -103,17 +103,17 @@ def read_replies(text: str, most: int) -> list[Record]:
     """
     try:
         data = json.loads(text)
-    except ValueError:
+        choices = data.get("choices") if isinstance(data, dict) else None
+        if not isinstance(choices, list):
+            raise _malformed(f"no choices in {text}")
+        records = [record for choice in choices[:most] if (record := _record(choice)) is not None]
+    except (ValueError, RecursionError):  # the second: nested as deeply as no reply is
         raise _malformed(f"the body is not JSON: {text}") from None
-    choices = data.get("choices") if isinstance(data, dict) else None
-    if not isinstance(choices, list):
-        raise _malformed(f"no choices in {text}")
-    records = [record for choice in choices[:most] if (record := _record(choice)) is not None]
     if not records:
         raise _malformed(f"no text in {text}")
     counts = data.get("usage")
     if isinstance(counts, dict):
-        _charge(records, _count(counts.get("prompt_tokens")), _count(counts.get("completion_tokens")))
+        _charge(records, as_count(counts.get("prompt_tokens")), as_count(counts.get("completion_tokens")))
     return records
 
 
@@ -146,10 +146,6 @@ def _unreached(reason: str) -> TeacherError:
 
 def _malformed(what: str) -> TeacherError:
     return TeacherError(f"malformed: {what}", 200, retryable=True, billed=True)
-
-
-def _count(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 class OpenAITeacher:
@@ -212,7 +208,7 @@ def status_error(status: int, body: str, headers: Mapping[str, str]) -> TeacherE
     """What a refusal means."""
     try:
         data = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         data = None
     told = data.get("error") if isinstance(data, dict) else None
     fields: dict[str, Any] = told if isinstance(told, dict) else {}
@@ -238,8 +234,11 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
             continue
         if 0 <= seconds < float("inf"):
             return seconds
-    date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-    return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+    try:
+        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
+        return None if date is None else max(0.0, email.utils.mktime_tz(date) - time.time())
+    except (ValueError, OverflowError):  # there is no such day
+        return None
 
 
 def rate_headers(headers: Mapping[str, str]) -> RateHeaders | None:

@@ -56,12 +56,15 @@ def _endpoint(config: ExperimentConfig) -> str:
 
 @dataclass(frozen=True)
 class Probed:
-    """n for the calls that follow, and which samples the first call settled: `count` of question `row` from `first`."""
+    """n for the calls that follow, which samples the first call settled (`count` of question `row` from `first`), and
+    dollars at most that it cost: what its answer said, and `unpriced`, of attempts that said nothing."""
 
     samples_per_request: int
     row: int = 0
     first: int = 0
     count: int = 0
+    usd: float = 0.0
+    unpriced: float = 0.0
 
 
 def probe(
@@ -93,7 +96,8 @@ async def _probe(
     teacher = build_teacher(teacher_config, task.STOP, {})
     try:
         with StoreWriter(store.place, teacher_config.flush_seconds) as writer:
-            asker = Asker(teacher_config, teacher, writer, Leases(lease), 1, price)
+            leases = Leases(lease)
+            asker = Asker(teacher_config, teacher, writer, leases, 1, price)
             refused: TeacherError | None = None
             for row, first, count in calls[:QUESTIONS].tolist():
                 for samples in sorted({count, 1}, reverse=True):
@@ -105,10 +109,13 @@ async def _probe(
                         continue
                     asked = asker.keep(answer, attempts, wanted.keys_of(row, first, samples))
                     learnt = _learnt(config, store, answer, count, samples, n)
-                    return Probed(learnt, row, first, asked.replies + asked.failures)
+                    await leases.flush()
+                    settled = asked.replies + asked.failures
+                    return Probed(learnt, row, first, settled, limits.totals.usd, limits.unpriced)
             assert refused is not None
             if is_proven:
-                return Probed(n or 1)
+                await leases.flush()
+                return Probed(n or 1, usd=limits.totals.usd, unpriced=limits.unpriced)
             raise ConfigError(f"teacher: the endpoint refuses these requests: {refused}")
     finally:
         await teacher.close()

@@ -1,8 +1,9 @@
 """Teacher sampling on Ray Data: questions x sample index, asked by async actors, kept in the sample store.
 
 Every reply is in the store before anything reads it, so what is missing is what the store lacks, and a second start
-asks for that alone. When an actor or its node dies, what is then missing is asked for in a new pass. The driver's
-memory holds the questions, about 120 bytes for each sample, and no request.
+asks for that alone. Of starts that want samples of one identity from one store, one asks at a time. When an actor or
+its node dies, what is then missing is asked for in a new pass. The driver's memory holds the questions, about 120 bytes
+for each sample, and no request.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import logging
 import socket
 import time
 import warnings
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -30,7 +32,7 @@ from qcrd.records import Question
 from qcrd.tasks.base import Prompted
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped, all_of
 from qcrd.teacher.base import TeacherError
-from qcrd.teacher.batch import resume_batches, run_batches
+from qcrd.teacher.batch import BatchSummary, resume_batches, run_batches
 from qcrd.teacher.build import build_teacher, make_limits
 from qcrd.teacher.cost import Price, read_price, spent_usd, worst_case_prompt_tokens
 from qcrd.teacher.freeze import freeze, spent_before
@@ -51,7 +53,7 @@ from qcrd.teacher.store import SampleStore, StoreError, StoreIndex, StoreWriter,
 OnProgress = Callable[[int, int, Mapping[str, Any]], None]
 MAX_BATCH, BATCHES_PER_BLOCK, BLOCKS_AT_ONCE = 128, 4, 16
 PASSES_WITHOUT_PROGRESS = 3
-SHOW_SECONDS, QUIET_SECONDS = 1.0, 10.0
+SHOW_SECONDS, REPORT_SECONDS = 1.0, 10.0
 logger = logging.getLogger(__name__)
 
 
@@ -63,23 +65,29 @@ class LimitsActor:
         actors = min(teacher.actors, teacher.concurrency)
         share, rest = divmod(teacher.concurrency, actors)
         self._slots = [share + (number < rest) for number in range(actors)]
+        self._under_way: Counter[tuple[str, str]] = Counter()
 
     def slots(self) -> int:
         """How many attempts the next actor may have under way at once."""
         return self._slots.pop() if self._slots else 1
 
-    def lease(self, needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
-        return self._limits.lease(needs, reports)
+    def lease(self, needs: Sequence[Need], reports: Sequence[Report], who: tuple[str, str]) -> Grant:
+        """`who`: the node and the actor that ask."""
+        before = self._limits.under_way
+        grant = self._limits.lease(needs, reports)
+        self._under_way[who] += self._limits.under_way - before
+        return grant
 
     def stop(self, reason: str) -> None:
         self._limits.stop(reason)
 
-    def under_way(self) -> int:
-        return self._limits.under_way
+    def under_way(self, gone: Collection[str]) -> int:
+        """Attempts that were granted and not reported yet, but for those of nodes and actors that are gone."""
+        return sum(count for who, count in self._under_way.items() if not set(who).intersection(gone))
 
-    def state(self) -> tuple[str, Totals]:
-        """Why all stopped ("" if they did not), and the counts so far."""
-        return self._limits.stop_reason, self._limits.totals
+    def state(self) -> tuple[str, Totals, float]:
+        """Why all stopped ("" if they did not), the counts so far, and dollars at most that they do not cover."""
+        return self._limits.stop_reason, self._limits.totals, self._limits.unpriced
 
 
 @dataclass(frozen=True)
@@ -103,6 +111,8 @@ class SamplingActor:
         self._task = job.task
         self._questions, self._completions = ray.get(data)
         self._slots: int = ray.get(limits.slots.remote())  # pyright: ignore[reportAssignmentType]
+        context = ray.get_runtime_context()
+        self._who = context.get_node_id(), context.get_actor_id() or ""
         self._asker: Asker | None = None
         self._leases = Leases(self._lease)
 
@@ -129,7 +139,7 @@ class SamplingActor:
         }
 
     async def _lease(self, needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
-        return await self._limits.lease.remote(needs, reports)
+        return await self._limits.lease.remote(needs, reports, self._who)
 
     async def _ask(self, row: int, first: int, count: int) -> Asked:
         assert self._asker is not None
@@ -182,15 +192,15 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
         )
 
 
-def _let_finish(limits: Any) -> None:
-    """After one actor died: the others make no further attempts, and what they have under way is waited for, so that
-    the next pass does not ask for it again. What the dead one had will never be reported."""
+def _let_finish(limits: Any, dead: str | None, seconds: float) -> None:
+    """After the actor `dead` died: the others make no further attempts, and what they have under way is waited for, at
+    most `seconds`, so that the next pass does not ask for it again. What a dead one had will never be reported."""
     ray.get(limits.stop.remote("another pass begins"))
-    before, since = -1, time.monotonic()
-    while before != 0 and time.monotonic() - since < QUIET_SECONDS:
-        under_way = ray.get(limits.under_way.remote())
-        if under_way != before:
-            before, since = under_way, time.monotonic()
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        gone = {dead, *(node["NodeID"] for node in ray.nodes() if not node["Alive"])}
+        if not ray.get(limits.under_way.remote(gone)):
+            break
         time.sleep(0.1)
 
 
@@ -210,18 +220,35 @@ class Sampling:
     seconds: float = 0.0
     usd: float = 0.0
     """What the attempts of passes that are over said they cost."""
+    unpriced: float = 0.0
+    """Dollars at most of attempts of this start that did not say what they cost."""
     is_probed: bool = False
     base: int = 0
     """Samples that had a record when the present pass began, less `asked` then."""
+    settled: np.ndarray = field(init=False)
+    """Samples that are not asked for again in this start: of the first call, and of all calls in batch mode."""
+
+    def __post_init__(self) -> None:
+        self.settled = np.zeros(self.wanted.keys.shape, dtype=bool)
 
     def run(self, retry_errors: bool) -> StoreIndex:
         """Ask until nothing is missing; returns what the store then has.
 
-        With `retry_errors` a sample that failed is missing too, once. Raises `Stopped`, `StoreError`, and `ConfigError`
-        for what the first call shows.
+        With `retry_errors` a sample that failed is missing too, once. Raises `Stopped`, `StoreError`, `OSError` where
+        the store cannot be locked, and `ConfigError` for what the first call shows.
         """
-        stalled = 0
-        retried: np.ndarray | None = None  # failures of earlier starts that are still to be asked again
+        index = self.store.index()
+        if not missing_mask(self.wanted, index, retry_errors).any():
+            return index
+        del index  # it lacks what another start may be asking for
+        with self.store.locked(f"samples-{self.wanted.identity}", _say_waiting):
+            return self._ask(retry_errors)
+
+    def _ask(self, retry_errors: bool) -> StoreIndex:
+        """`run` for the one start that asks."""
+        stalled, before, is_over = 0, 0, False
+        death: RayError | None = None
+        retried: np.ndarray | None = None  # failures of earlier starts
         batch = self.config.teacher.mode == "batch"
         if batch:
             self._in_batches(None)
@@ -230,53 +257,50 @@ class Sampling:
             missing = missing_mask(self.wanted, index, False)
             if retried is None:
                 retried = missing_mask(self.wanted, index, retry_errors) & ~missing
-            missing |= retried
-            if not missing.any():
-                return index
-            spent = self._spent(index)
-            calls = self._calls(index, missing, spent)
-            self.base, before = self.wanted.total - int(calls[:, 2].sum()) - self.asked, self.asked
+            unanswered = int(missing.sum())
+            missing = (missing | (retried & ~index.answered(self.wanted.keys))) & ~self.settled
+            left = int(missing.sum())
+            if is_over or left == 0:
+                break
+            if death is not None:
+                stalled = stalled + 1 if left == before else 0
+                if stalled == PASSES_WITHOUT_PROGRESS:
+                    raise death
+            before = left
+            calls, spent = self._calls(index, missing)
+            self.base = self.wanted.total - int(calls[:, 2].sum()) - self.asked
+            if batch:
+                self._round(calls, spent)
+                continue
             try:
-                if batch:
-                    fitting = self._affordable(calls, spent)
-                    self._in_batches(calls[:fitting])
-                    for row, first, count in calls[:fitting].tolist():
-                        retried[row, first : first + count] = False
-                    if fitting < len(calls):
-                        continue  # they may have cost less than the most that was reckoned with
-                else:
-                    self._pass(calls, spent)
+                self._pass(calls, spent)
+                is_over = True
             except RayTaskError:
                 raise
             except RayError as error:
-                stalled = stalled + 1 if self.asked == before else 0
-                if stalled == PASSES_WITHOUT_PROGRESS:
-                    raise
+                death = error
                 logger.warning("sampling lost an actor (%s); what is missing is asked for", type(error).__name__)
-                retried &= ~self.store.index().answered(self.wanted.keys)
-                continue
-            index = self.store.index()
-            left = int(missing_mask(self.wanted, index, False).sum())
-            if left:
-                raise Stopped(f"{left} samples were not answered")
-            return index
+        if unanswered:
+            raise Stopped(f"{unanswered} samples were not answered")
+        return index
 
-    def _spent(self, index: StoreIndex) -> float:
-        if self.config.teacher.budget_usd is None or self.price is None:
-            return 0.0
-        return spent_before(self.wanted, index, self.price)
-
-    def _calls(self, index: StoreIndex, missing: np.ndarray, spent: float) -> np.ndarray:
-        """Calls for what is missing. Where somebody has to be reached, the first is made here and now."""
+    def _calls(self, index: StoreIndex, missing: np.ndarray) -> tuple[np.ndarray, float]:
+        """Calls for what is missing, and dollars at most that are spent. Where somebody has to be reached, the first
+        call is made here and now."""
+        spent = self.unpriced
+        if self.config.teacher.budget_usd is not None and self.price is not None:
+            spent += spent_before(self.wanted, index, self.price)
         if self.config.teacher.kind != "openai" or self.is_probed:
-            return split_calls(missing, samples_per_request(self.config, self.store) or 1)
+            return split_calls(missing, samples_per_request(self.config, self.store) or 1), spent
         is_proven, started = bool(index.answered(self.wanted.keys).any()), time.perf_counter()
         probed = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price, is_proven)
         self.is_probed = True
         self.seconds += time.perf_counter() - started
         self.asked += probed.count
-        missing[probed.row, probed.first : probed.first + probed.count] = False
-        return split_calls(missing, probed.samples_per_request)
+        self.unpriced += probed.unpriced
+        place = probed.row, slice(probed.first, probed.first + probed.count)
+        self.settled[place], missing[place] = True, False
+        return split_calls(missing, probed.samples_per_request), spent + probed.usd + probed.unpriced
 
     def _pass(self, calls: np.ndarray, spent: float) -> None:
         """Make the calls on Ray Data. Raises `RayError` where an actor dies, `Stopped` where the limits say so."""
@@ -294,13 +318,15 @@ class Sampling:
         try:
             data = [ray.put(table), ray.put(self.completions)]
             self._watch(_calls_dataset(calls, job, limits, data), limits, started)
-        except RayError:
-            _let_finish(limits)
+        except RayError as error:
+            dead = error.actor_id if isinstance(error, RayActorError) else None
+            _let_finish(limits, dead, teacher.timeout_seconds + REPORT_SECONDS)
             raise
         finally:
             self.seconds += time.perf_counter() - started
-            reason, totals = ray.get(limits.state.remote())
+            reason, totals, unpriced = ray.get(limits.state.remote())
             self.usd += totals.usd
+            self.unpriced += unpriced
         if reason:
             raise Stopped(
                 f"{reason} (a call that failed for good before that is an error row, which --retry-errors asks again)"
@@ -316,7 +342,7 @@ class Sampling:
             now = time.perf_counter()
             if now - shown >= SHOW_SECONDS:
                 shown = now
-                _, totals = ray.get(limits.state.remote())
+                _, totals, _ = ray.get(limits.state.remote())
                 info = self._shown(totals, now - started, errors, self.asked - before)
                 self.on_progress(self.base + self.asked, total, info)
         self.on_progress(self.base + self.asked, total, {"errors": errors})
@@ -330,24 +356,43 @@ class Sampling:
             info["failed attempts"] = failed
         return info
 
-    def _affordable(self, calls: np.ndarray, spent: float) -> int:
-        """How many of the calls fit into the budget in batch mode, each at the most it can cost. Raises `Stopped` where
-        not even the first does."""
+    def _round(self, calls: np.ndarray, spent: float) -> None:
+        """Make as many of the calls in batch mode as the budget is sure to suffice for: they may cost less, and then
+        another round follows. No sample is in two rounds of a start. Raises `Stopped` where the round brings nothing.
+        """
+        if len(calls) == 0:
+            return
+        most, before = self._affordable(calls, spent), self.asked
+        summary = self._in_batches(calls[: len(most)])
+        for (row, first, count), usd in zip(calls.tolist(), most, strict=False):
+            self.settled[row, first : first + count] = True
+            if self.wanted.keys_of(row, first, 1)[0].hex() in summary.unpriced:
+                self.unpriced += usd
+        if self.asked == before:
+            raise Stopped(f"batches of {len(most)} requests brought nothing; errors: {dict(summary.errors)}")
+
+    def _affordable(self, calls: np.ndarray, spent: float) -> list[float]:
+        """The most, in dollars, that each of the first calls can cost in batch mode, for as many as fit into the
+        budget; without one it is 0 for each. Raises `Stopped` where not even the first fits."""
         teacher = self.config.teacher
         if teacher.budget_usd is None or self.price is None:
-            return len(calls)
-        few_shot = read_prompt(teacher, self.task)
-        for row, (question, first, count) in enumerate(calls.tolist()):
+            return [0.0] * len(calls)
+        few_shot, most, total = read_prompt(teacher, self.task), list[float](), spent
+        for question, first, count in calls.tolist():
             call = build_call(teacher, self.task, few_shot, self.wanted.questions[question], first, count)
             prompt, completion = worst_case_prompt_tokens(call.prompt), count * teacher.max_tokens
-            spent += spent_usd(self.price, prompt, completion, batch=True)
-            if spent > teacher.budget_usd:
-                if row == 0:
-                    raise Stopped(f"teacher.budget_usd: the next request may pass ${teacher.budget_usd:g}")
-                return row
-        return len(calls)
+            most.append(spent_usd(self.price, prompt, completion, batch=True))
+            total += most[-1]
+            if total > teacher.budget_usd:
+                most.pop()
+                break
+        if not most:
+            raise Stopped(
+                f"teacher.budget_usd: the next request may pass ${teacher.budget_usd:g}; at most ${spent:.4f} are spent"
+            )
+        return most
 
-    def _in_batches(self, calls: np.ndarray | None) -> None:
+    def _in_batches(self, calls: np.ndarray | None) -> BatchSummary:
         """Make the calls in batch mode; None: wait for those that an earlier start has made."""
         teacher = self.config.teacher
         few_shot = read_prompt(teacher, self.task)
@@ -378,6 +423,11 @@ class Sampling:
                 "batches ended without %d samples, %d lines could not be read; errors: %s", summary.missing,
                 summary.malformed, dict(summary.errors),
             )  # fmt: skip
+        return summary
+
+
+def _say_waiting() -> None:
+    logger.warning("another run asks for the same samples; waiting for what it finds")
 
 
 def sample(

@@ -23,18 +23,19 @@ import tempfile
 import threading
 import uuid
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Protocol, Self
+from typing import IO, Any, Protocol, Self, TypeVar
 
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
 from qcrd.artifacts import canonical_json, digest_of, sync_folder
-from qcrd.teacher.base import Failure, Record, Reply
+from qcrd.storage import Storage, patiently
+from qcrd.teacher.base import Failure, Record, Reply, as_count
 
 logger = logging.getLogger(__name__)
 
@@ -46,8 +47,10 @@ _HEAD, _TAIL = b'{"key":"', b',"sha256":"'
 _KEY_END = len(_HEAD) + 64
 _TAIL_LENGTH = len(_TAIL) + 64 + len(b'"}\n')
 _DAMAGED = "damaged-"
+_COUNTS = ("prompt_tokens", "completion_tokens", "status")
 _STATE = ("name", "size", "ETag", "etag", "LastModified", "created")
 """What file systems say of an object that changes when the object does."""
+T = TypeVar("T")
 
 
 class StoreError(Exception):
@@ -96,7 +99,10 @@ def _is_whole(line: bytes) -> bool:
 
 def _record(line: bytes) -> Record:
     content = json.loads(line)
-    return Reply(**content["reply"]) if "reply" in content else Failure(**content["error"])
+    values = content["reply"] if "reply" in content else content["error"]
+    # What an endpoint gave as a count was once kept unseen.
+    values |= {name: as_count(values[name]) for name in _COUNTS if name in values}
+    return Reply(**values) if "reply" in content else Failure(**values)
 
 
 # -- reading ------------------------------------------------------------------------------------------------------
@@ -207,6 +213,10 @@ class SampleStore:
                 raise StoreError(f"the sample store {self.place} cannot be read: {error}") from error
         raise StoreError(f"the sample store {self.place} cannot be read: its files vanish while it is looked at")
 
+    def locked(self, name: str, on_wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
+        """Keep out others, on any node, that want to ask for the same; see `Storage.locked`."""
+        return Storage.of(self.path if self.is_local else self.place).locked(name, on_wait)
+
     def _read_all(self, set_aside: bool) -> StoreIndex:
         names = self._part_names()
         self._copy(names)
@@ -236,24 +246,37 @@ class SampleStore:
                     os.fsync(stream.fileno())
 
     def read_text(self, name: str) -> str | None:
-        """A small file beside the parts; None where there is none."""
+        """A small file beside the parts; None where there is none. Raises `StoreError`, as do those below."""
         try:
-            return bytes(self._fs.cat_file(f"{self.path}/{name}")).decode()  # pyright: ignore[reportArgumentType]
+            data = self._do(self._fs.cat_file, f"{self.path}/{name}")
+            return bytes(data).decode()  # pyright: ignore[reportArgumentType]
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise StoreError(f"the sample store cannot be read: {self.path}/{name}: {error}") from error
 
     def write_text(self, name: str, text: str) -> None:
         """Replace a small file beside the parts, whole or not at all."""
-        _put(self._fs, self.is_local, f"{self.path}/{name}", text.encode())
+        try:
+            _put(self._fs, self.is_local, f"{self.path}/{name}", text.encode())
+        except OSError as error:
+            raise StoreError(f"the sample store cannot be written: {self.path}/{name}: {error}") from error
 
     def names(self, prefix: str, suffix: str) -> list[str]:
         """Names of the files beside the parts that begin and end so, sorted."""
-        return [name for name in self._names() if name.startswith(prefix) and name.endswith(suffix)]
+        try:
+            return [name for name in self._names() if name.startswith(prefix) and name.endswith(suffix)]
+        except OSError as error:
+            raise StoreError(f"the sample store {self.place} cannot be read: {error}") from error
+
+    def _do(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
+        """A call of the file system."""
+        return call(*arguments, **named) if self.is_local else _remotely(call, *arguments, **named)
 
     def _names(self) -> list[str]:
         self._fs.invalidate_cache()
         try:
-            found = self._fs.ls(self.path, detail=False)
+            found = self._do(self._fs.ls, self.path, detail=False)
         except FileNotFoundError:
             return []
         return sorted(str(path).rsplit("/", 1)[-1] for path in found)
@@ -267,13 +290,13 @@ class SampleStore:
             return
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="qcrd-store-")
-        for info in self._fs.ls(self.path, detail=True) if names else []:
+        for info in self._do(self._fs.ls, self.path, detail=True) if names else []:
             name = f"{self.path}/{str(info['name']).rsplit('/', 1)[-1]}"
             state = digest_of([str(info.get(key)) for key in _STATE])
             self._copies[name] = Path(self._folder.name) / f"{state[:32]}.jsonl"
         absent = [name for name in names if not self._copies[name].exists()]
         if absent:
-            self._fs.get(absent, [str(self._copies[name]) for name in absent])
+            self._do(self._fs.get, absent, [str(self._copies[name]) for name in absent])
 
     def _readable(self, name: str) -> Path:
         return Path(name) if self.is_local else self._copies[name]
@@ -290,7 +313,7 @@ class SampleStore:
         )  # fmt: skip
         _put(self._fs, self.is_local, kept, whole)
         with contextlib.suppress(FileNotFoundError):  # another reader was quicker
-            self._fs.mv(name, target)
+            self._do(self._fs.mv, name, target)
         self._copy([kept])
         return self._readable(kept)
 
@@ -361,11 +384,6 @@ class StoreWriter:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._flush_now_and_then, args=(flush_seconds,), daemon=True)
         self._thread.start()
-
-    @property
-    def path(self) -> str:
-        """The part that is being written."""
-        return self._sink.path
 
     def write(self, records: Sequence[tuple[bytes, Record]]) -> None:
         """Keep records, (key, record) each, all or none of them."""
@@ -460,13 +478,15 @@ class _LocalPart:
 
 class _RemotePart:
     """Objects cannot be appended to: the current one is written again, whole, at each flush, and a new one is begun
-    when it has `REMOTE_PART_BYTES`."""
+    when it has `REMOTE_PART_BYTES`. What could not be written is kept for the next flush, which waits no longer for a
+    server that has been away for as long as one waits."""
 
     def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, name: str) -> None:
         self._fs, self._folder, self._name = fs, folder, name
         self._number, self._data = 0, bytearray()
         self._full: list[tuple[str, bytes]] = []
         """Parts that are not written to any more, and not stored yet."""
+        self._is_away = False
 
     @property
     def path(self) -> str:
@@ -485,8 +505,10 @@ class _RemotePart:
         return [*self._full, current]
 
     def flush(self, pending: list[tuple[str, bytes]]) -> None:
+        patient, self._is_away = not self._is_away, True
         for path, data in pending:
-            _put(self._fs, False, path, data)
+            _put(self._fs, False, path, data, patient)
+        self._is_away = False
         self._full = [part for part in self._full if part not in pending]
 
     def close(self) -> None:
@@ -505,15 +527,21 @@ def _filesystem(place: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     return fs, str(path).rstrip("/")
 
 
-def _put(fs: fsspec.AbstractFileSystem, is_local: bool, path: str, data: bytes) -> None:
+def _remotely(call: Callable[..., T], *arguments: Any, patient: bool = True, **named: Any) -> T:
+    """A call of a file system that is not this machine's. Raises `OSError`, if need be only after it was tried again
+    for a while, also for what a client library raises of its own."""
+    try:
+        return patiently(call, *arguments, **named) if patient else call(*arguments, **named)
+    except OSError:
+        raise
+    except Exception as error:  # a server that is away is an error of the client library's own, as botocore's
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def _put(fs: fsspec.AbstractFileSystem, is_local: bool, path: str, data: bytes, patient: bool = True) -> None:
     """Write a file whole or not at all."""
     if not is_local:
-        try:
-            fs.pipe_file(path, data)
-        except OSError:
-            raise
-        except Exception as error:  # a server that is away is an error of the client library's own, as botocore's
-            raise OSError(f"{type(error).__name__}: {error}") from error
+        _remotely(fs.pipe_file, path, data, patient=patient)
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -183,6 +183,30 @@ def test_a_killed_actor_loses_no_reply_and_asks_little_twice(tmp_path: Path):
         assert server.asked.total() - 180 <= 8  # what was in flight
 
 
+def test_what_the_others_have_under_way_when_an_actor_dies_is_not_asked_twice(tmp_path: Path):
+    """Their calls take longer than the driver waits for reports alone."""
+    ended: list[float] = []
+
+    def kill() -> None:
+        while server.asked.total() < 1:
+            time.sleep(0.01)
+        server.delay = 12.0  # the first call has been made; the next ones are slow
+        while server.asked.total() < 5:
+            time.sleep(0.01)
+        server.delay = 0.0
+        os.kill(writers_of(tmp_path).pop(), signal.SIGKILL)
+
+    with loopback() as server:
+        thread = threading.Thread(target=kill)
+        thread.start()
+        rows, _ = run(config_of(server, tmp_path, questions=4, concurrency=4, actors=2))
+        ended.append(time.monotonic())
+        thread.join()
+        assert len(rows) == 12 and all(row.text and not row.error for row in rows)
+        assert server.asked.total() - 12 <= 2  # what the dead one had under way
+        assert ended[0] - server.arrivals[4][0] < 60  # which is not waited for, for it would be for 130 s
+
+
 def test_ray_is_told_no_key(tmp_path: Path):
     """Ray's tables are what its dashboard shows: actors, jobs, nodes."""
     key = tmp_path / "key"

@@ -56,6 +56,8 @@ class BatchServer:
     """The lines of an output file → those that are served."""
     status: Callable[[str, str, int], int | None] = lambda method, path, number: None
     """(method, path, how often it was asked before) → status of a refusal."""
+    body: Callable[[str, str, int], bytes | None] = lambda method, path, number: None
+    """(method, path, how often it was asked before) → what is served instead of the answer."""
     hold: tuple[str, str, str] | None = None
     """(method, part of the path, "before" or "after" the work): not answered."""
 
@@ -154,7 +156,7 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
             with server.lock:
                 number = server.asked[f"{method} {path}"]
                 server.asked[f"{method} {path}"] += 1
-                status = server.status(method, path, number)
+                status, other = server.status(method, path, number), server.body(method, path, number)
                 if self._is_held(method, path, "before"):
                     return
                 text = (
@@ -166,7 +168,7 @@ def _handler(server: BatchServer) -> type[BaseHTTPRequestHandler]:
                     return
             if text is None:
                 status, text = 404, json.dumps({"error": {"message": "there is no such thing"}})
-            body = text.encode()
+            body = text.encode() if other is None else other
             self.send_response(status or 200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(body)))

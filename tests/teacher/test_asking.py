@@ -70,6 +70,7 @@ class Job:
     patience: int = 100
     settings: dict[str, Any] = field(default_factory=dict)
     became: list[Asked | BaseException] = field(default_factory=list)
+    granted: int = 0
     honours_n: bool | None = None
 
     def __post_init__(self) -> None:
@@ -79,7 +80,9 @@ class Job:
 
     def ask(self, *calls: Call, price: Price | None = None, disk_is_full: bool = False) -> list[Asked | BaseException]:
         async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
-            return self.limits.lease(needs, reports)
+            grant = self.limits.lease(needs, reports)
+            self.granted += grant.count
+            return grant
 
         async def run() -> None:
             teacher = OpenAITeacher(self.config, [])
@@ -134,7 +137,7 @@ def test_slots_bound_what_is_under_way_and_are_used(slots: int, tmp_path: Path):
         assert job.ask(*calls) == [Asked(1, 0)] * len(calls)
     assert server.peak == slots
     assert job.records(*calls) == [good(call) for call in calls]
-    assert job.limits.totals.attempts == len(calls) == server.asked.total()
+    assert job.granted == len(calls) == server.asked.total()
 
 
 def test_a_call_that_waits_to_be_asked_again_holds_no_slot(tmp_path: Path):
@@ -203,14 +206,14 @@ def test_what_may_pass_is_asked_max_attempts_times(reaction: Reaction, reason: s
     record, server, job = one(tmp_path / "b", lambda number, prompt: reaction, max_attempts=2)
     assert isinstance(record, Failure) and record.reason.startswith(reason)
     assert (record.status, record.attempts) == (status, 2) and server.asked.total() == 2
-    assert job.limits.totals.attempts == 2 and job.limits.under_way == 0
+    assert job.granted == 2 and job.limits.under_way == 0
 
 
 @pytest.mark.parametrize("reaction", [STALL, TRICKLE], ids=["stall", "trickle"])
 def test_a_server_that_stalls_or_trickles_is_cut_and_asked_again(reaction: Reaction, tmp_path: Path):
     record, _, job = one(tmp_path / "a", lambda number, prompt: reaction, timeout_seconds=0.2, max_attempts=2)
     assert record == Failure("timeout: no answer within 0.2 s", None, 2)
-    assert job.limits.totals.attempts == 2 and job.limits.under_way == 0
+    assert job.granted == 2 and job.limits.under_way == 0
     if reaction == STALL:
         record, _, _ = one(tmp_path / "b", first(reaction), timeout_seconds=0.8)
         assert record == good(call_of(3), attempts=2)
@@ -392,7 +395,8 @@ def test_what_may_have_been_paid_counts_as_the_most_it_can_cost(tmp_path: Path):
         job = Job(tmp_path, server)
         job.ask(*calls, price=PRICE)
     assert job.limits.totals.usd == pytest.approx(3 * 0.17) and job.limits.spent == pytest.approx(0.50 + 3 * 0.17)
-    assert job.limits.totals.attempts == 5
+    assert job.limits.unpriced == pytest.approx(0.50)
+    assert job.granted == 5
 
 
 def test_without_usage_the_most_it_can_cost_counts(tmp_path: Path):

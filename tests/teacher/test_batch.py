@@ -174,15 +174,15 @@ def test_keys_that_end_in_zero_as_numpy_gives_them(tmp_path: Path):
 
 
 def give_up(resumed: BatchSummary, run: BatchSummary) -> bool:
-    return resumed.batches == 0 and run.submitted == 1
+    return resumed.adopted == resumed.resumed == 0 and run.submitted == 1
 
 
 def adopt(resumed: BatchSummary, run: BatchSummary) -> bool:
-    return resumed.adopted == 1 and run.batches == 0
+    return resumed.adopted == 1 and run == BatchSummary()
 
 
 def go_on(resumed: BatchSummary, run: BatchSummary) -> bool:
-    return resumed.resumed == 1 and run.batches == 0
+    return resumed.resumed == 1 and run == BatchSummary()
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,82 @@ def test_what_cannot_be_read_is_counted_and_missing(tmp_path: Path):
     want = expected(calls)
     assert records(tmp_path, calls) == [None, None, None, None, want[4], None, *want[6:]]
     assert summary == BatchSummary(
-        submitted=1, replies=3, missing=5, malformed=3, unknown=2, errors=summary.errors
+        submitted=1, replies=3, missing=5, malformed=3, unknown=2, errors=summary.errors,
+        unpriced={keys[0].hex() for _, keys in calls[:2]},
     ) and summary.errors == {"malformed": 1}  # fmt: skip
+
+
+DEEP = "[" * 100_000
+
+
+def test_what_is_nested_too_deeply_or_has_odd_numbers_is_malformed(tmp_path: Path):
+    def odd(lines: list[str]) -> list[str]:
+        rows = [json.loads(line) for line in lines]
+        rows[1]["response"]["status_code"] = -(2**70)
+        rows[2]["response"]["status_code"] = True
+        rows[3]["response"]["body"]["usage"] = {"prompt_tokens": 2**63, "completion_tokens": -5}
+        return [DEEP, *map(json.dumps, rows)]
+
+    calls = make_calls(4)
+    with loopback_batches(output=odd) as server:
+        summary = start(settings(server.base_url), tmp_path, calls)[1]
+    want = expected(calls)
+    uncounted = replace(want[3], prompt_tokens=None, completion_tokens=None)
+    assert records(tmp_path, calls) == [want[0], None, None, uncounted]
+    assert (summary.malformed, summary.missing, summary.errors) == (3, 2, {"malformed": 2})
+    assert summary.unpriced == {keys[0].hex() for _, keys in calls[1:]}
+    assert [state["state"] for state in states(tmp_path)] == ["done"]
+
+
+def test_how_a_batch_stands_may_be_told_in_odd_ways(tmp_path: Path):
+    answers = [
+        DEEP.encode(), b'{"id": "\xff"}', b'{"id": "batch_1", "status": ["completed"]}',
+        b'{"id": "batch_1", "status": "in_progress", "request_counts": [1]}',
+        b'{"id": "batch_1", "status": "in_progress", "request_counts": {"completed": "1", "total": -1e400}}',
+    ]  # fmt: skip
+
+    def body(method: str, path: str, number: int) -> bytes | None:
+        return answers[number] if (method, path) == ("GET", "/batches/batch_1") and number < len(answers) else None
+
+    calls = make_calls(2)
+    with loopback_batches(body=body) as server:
+        start(settings(server.base_url), tmp_path, calls)
+        assert server.asked["GET /batches/batch_1"] > len(answers)
+    assert records(tmp_path, calls) == expected(calls) and set(server.paid.values()) == {1}
+
+
+@pytest.mark.parametrize(
+    ("errors", "told"),
+    [("full", "full"), (5, "5"), ({"data": "no"}, "no"), ({"data": [None, {"code": "x"}]}, "None; x")],
+)
+def test_why_a_batch_was_refused_may_be_told_in_odd_ways(errors: Any, told: str, tmp_path: Path):
+    state = json.dumps({"id": "batch_1", "status": "failed", "errors": errors}).encode()
+
+    def body(method: str, path: str, number: int) -> bytes | None:
+        return state if (method, path) == ("GET", "/batches/batch_1") else None
+
+    with loopback_batches(body=body) as server, pytest.raises(TeacherError, match=f"batch_1 was refused: {told}$"):
+        start(settings(server.base_url), tmp_path, make_calls(1))
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [pytest.param(DEEP, id="deep"), '{"data": 5}', '{"data": [5]}',
+     '{"data": [{"id": "b", "metadata": "x"}], "has_more": false}'],
+)  # fmt: skip
+def test_a_list_of_batches_may_be_odd(listed: str, tmp_path: Path):
+    """The answer to the creation is lost, so the batch is looked for."""
+    calls = make_calls(2)
+
+    def body(method: str, path: str, number: int) -> bytes | None:
+        return listed.encode() if (method, path) == ("GET", "/batches") and number == 0 else None
+
+    with loopback_batches(
+        body=body, status=lambda m, path, n: 500 if (m, path, n) == ("POST", "/batches", 0) else None
+    ) as server:
+        start(settings(server.base_url), tmp_path, calls)
+        assert server.asked["GET /batches"] > 1
+    assert records(tmp_path, calls) == expected(calls) and set(server.paid.values()) == {1}
 
 
 def test_separators_of_unicode_do_not_tear_a_line(tmp_path: Path):

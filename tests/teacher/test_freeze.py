@@ -85,6 +85,20 @@ def test_the_artifact_does_not_depend_on_who_wrote_what_when(index: StoreIndex, 
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_counts_that_are_none_are_not_counted(tmp_path: Path):
+    """As stores have them from a time when what an endpoint said was kept unseen."""
+    odd: dict[tuple[int, int], Record] = {
+        (0, 0): Reply("z0", "", "stop", 2**63, -5), (0, 1): Failure("content filter: no", -(2**70), 1, -(10**9), 4),
+    }  # fmt: skip
+    index = index_of(tmp_path / "store", WANTED, odd)
+    found = freeze(WANTED, index, tmp_path / "a", PRICE)
+    assert (found["uncounted"], found["prompt_tokens"], found["completion_tokens"]) == (1, 0, 4)
+    assert found["usd"] == spent_before(WANTED, index, PRICE) == pytest.approx(4 * 0.02)
+    rows = read_rows(tmp_path / "a", Sample)
+    assert (rows[0].text, rows[0].prompt_tokens, rows[0].completion_tokens) == ("z0", None, None)
+    assert (rows[1].error, rows[1].status) == ("content filter: no", None)
+
+
 def test_a_store_that_lacks_everything(tmp_path: Path):
     found = freeze(WANTED, SampleStore(tmp_path / "none").index(), tmp_path / "a", PRICE)
     assert found == {"samples": 9, "errors": 9, "error not asked": 9, "usd": 0.0}

@@ -168,11 +168,11 @@ def test_the_budget_is_never_passed(seed: int):
         return seconds, Outcome(need, status=200, usd=cost)
 
     simulation = Simulation(limits, clock, end, need=lambda: Need(usd=rng.uniform(0.001, 0.02)), slots=50)
-    granted = simulation.run(10_000)
+    simulation.run(10_000)
     assert 0.97 < paid <= 1.0 + 1e-9  # used to the last request that fits
     assert limits.stop_reason.startswith("teacher.budget_usd: the next request may cost $0.0")
     assert f"at most ${limits.spent:.4f} are spent" in limits.stop_reason
-    assert limits.spent == pytest.approx(paid) and limits.totals.attempts == len(granted)
+    assert limits.spent == pytest.approx(paid)
 
 
 def test_while_attempts_are_under_way_the_budget_is_waited_for():
@@ -222,7 +222,7 @@ def test_without_a_budget_what_is_paid_is_counted():
     limits = make(Clock())
     limits.lease([Need()] * 3, [])
     limits.lease([], [Outcome(Need(), usd=0.5), Outcome(Need(), usd=0.25), Outcome(Need(), "x", billed=False)])
-    assert limits.totals.usd == 0.75 and limits.totals.attempts == 3
+    assert limits.totals.usd == 0.75
 
 
 # -- adapting to status 429 ---------------------------------------------------------------------------------------
@@ -274,7 +274,7 @@ def test_rare_refusals_do_not_slow_down():
     limits = make(clock)
     granted = Simulation(limits, clock, end, slots=64).run(60)
     assert limits._adapted is None and rate(granted, 0, 60) == pytest.approx(128, rel=0.1)
-    assert limits.totals.limited == pytest.approx(0.02 * len(granted), rel=0.3)
+    assert sum(outcome.status == 429 for _, outcome in granted) == pytest.approx(0.02 * len(granted), rel=0.3)
 
 
 def test_refusals_while_all_others_are_still_being_answered_do_not_throttle():

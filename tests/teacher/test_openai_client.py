@@ -96,6 +96,9 @@ def test_settings_of_the_request():
 # -- what comes back ----------------------------------------------------------------------------------------------
 
 
+DEEP = "[" * 100_000
+
+
 def body_of(*choices: Any, usage: Any = None) -> str:
     return json.dumps({"choices": list(choices), "usage": usage})
 
@@ -115,6 +118,12 @@ def choice(text: str | None, reason: str | None = "stop", **message: Any) -> dic
         (body_of({"text": "a", "finish_reason": "length"}), [Reply("a", "", "length")]),
         (body_of(choice("a"), usage={"prompt_tokens": 3}), [Reply("a", "", "stop", 3, None)]),
         (body_of(choice("a"), usage={"prompt_tokens": True, "completion_tokens": "5"}), [Reply("a", "", "stop")]),
+        (body_of(choice("a"), usage={"prompt_tokens": -1, "completion_tokens": 2**31}), [Reply("a", "", "stop")]),
+        (body_of(choice("a"), usage={"prompt_tokens": 2**63, "completion_tokens": 1.0}), [Reply("a", "", "stop")]),
+        (
+            body_of(choice("a"), usage={"prompt_tokens": 0, "completion_tokens": 2**31 - 1}),
+            [Reply("a", "", "stop", 0, 2**31 - 1)],
+        ),
         (body_of(choice("a"), choice("b"), choice("c"), choice("d")), [Reply(t, "", "stop") for t in "abc"]),
         (body_of(choice("a"), "noise", {"message": {"content": 3}}), [Reply("a", "", "stop")]),
         (
@@ -139,7 +148,7 @@ def test_replies_are_read(body: str, expected: list[Record]):
 @pytest.mark.parametrize(
     "body",
     ["not json", "", "[]", "{}", '{"choices": []}', '{"choices": null}', '{"choices": [{"message": {"content": 3}}]}',
-     '{"choices": [{"text": null}]}', '{"choices": ["x"]}'],
+     '{"choices": [{"text": null}]}', '{"choices": ["x"]}', pytest.param(DEEP, id="deep")],
 )  # fmt: skip
 def test_a_malformed_reply_may_have_been_paid_for_and_is_asked_again(body: str):
     found, _ = ask(lambda number, prompt: (200, {"x-ratelimit-remaining-requests": "3"}, body))
@@ -171,6 +180,7 @@ def test_what_a_status_means(status: int, code: str, retryable: bool, of_endpoin
     [
         ('{"error": "busy"}', "busy"), ('{"error": {"message": "busy", "code": 7}}', "busy"), ("<html>", "<html>"),
         ('{"error": {}}', '{"error": {}}'), ('["x"]', '["x"]'), ("", ""),
+        pytest.param(DEEP, DEEP, id="deep"),
     ],
 )  # fmt: skip
 def test_the_reason_of_a_refusal(body: str, message: str):
@@ -215,6 +225,8 @@ def test_nobody_there():
         ({"retry-after-ms": "250", "retry-after": "3"}, 0.25), ({"retry-after-ms": "x", "retry-after": "3"}, 3.0),
         ({"retry-after": "soon"}, None), ({"retry-after": "-1"}, None), ({"retry-after": "inf"}, None),
         ({"retry-after": "nan"}, None), ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, 0.0),
+        ({"retry-after": "Mon, 01 Jan 99999 00:00:00 GMT"}, None),
+        ({"retry-after": f"Mon, 01 Jan {'9' * 40} 00:00:00 GMT"}, None),
     ],
 )  # fmt: skip
 def test_retry_after(headers: dict[str, str], seconds: float | None):
@@ -243,7 +255,7 @@ def test_rate_headers_of_an_answer_and_of_a_refusal():
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [("1s", 1), ("1h2m3s", 3723), ("1d", 86400), ("12", 12), ("0.5", 0.5), ("", None), ("x", None), ("1x", None),
-     ("1s later", None)],
+     ("1s later", None), ("1.2.3s", None), (".5s", 0.5), ("2.m", 120)],
 )  # fmt: skip
 def test_the_time_of_a_reset(text: str, seconds: float | None):
     found = rate_headers({"x-ratelimit-reset-tokens": text, "x-ratelimit-limit-tokens": "1"})

@@ -15,7 +15,7 @@ from qcrd.tasks import get_task
 from qcrd.teacher import asking
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.base import Failure, Record, Reply
-from qcrd.teacher.cost import Price
+from qcrd.teacher.cost import Price, worst_case_prompt_tokens
 from qcrd.teacher.probe import MEMORY, probe, remember, samples_per_request
 from qcrd.teacher.requests import Wanted, missing_mask, wanted_samples
 from qcrd.teacher.store import SampleStore
@@ -137,6 +137,20 @@ def test_too_small_a_budget_is_told_before_anything_is_asked(tmp_path: Path):
             job.probe(PRICE, spent=0.99)
         assert server.asked.total() == 0
         assert job.probe(PRICE, spent=0.5) == (1, 1) and server.asked.total() == 1
+
+
+def test_what_the_first_call_cost_is_told(tmp_path: Path):
+    def behaviour(number: int, prompt: str) -> Reaction | None:
+        return BREAK if number == 0 else error(503, **AT_ONCE) if number == 1 else None
+
+    with loopback(behaviour) as server:
+        job = job_of(tmp_path, server.base_url, budget_usd=1.0, samples_per_request=1)
+        missing = missing_mask(job.wanted, job.store.index(), False)
+        probed = probe(job.config, TASK, job.wanted, missing, job.store, 0.5, PRICE, False)
+    prompt = server.bodies[0]["messages"][0]["content"]
+    assert probed.usd == pytest.approx(7 * 0.001 + 5 * 0.002)
+    # Of the one that broke nothing is known; the one that was refused cost nothing.
+    assert probed.unpriced == pytest.approx(worst_case_prompt_tokens(prompt) * 0.001 + 10 * 0.002)
 
 
 # -- a question that is refused -----------------------------------------------------------------------------------

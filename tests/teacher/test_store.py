@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from qcrd import storage as storage_module
 from qcrd.teacher import store as store_module
 from qcrd.teacher.base import Failure, Record, Reply
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
@@ -36,7 +38,7 @@ def write(place: Path | str, *records: tuple[bytes, Record]) -> str:
     """One part with these records; its path."""
     with StoreWriter(place, 60) as writer:
         writer.write(records)
-        return writer.path
+        return writer._sink.path
 
 
 def read(place: Path | str, *keys: bytes) -> list[Record | None]:
@@ -307,7 +309,7 @@ def _hold_a_torn_part(place: str, ready: Any, go: Any) -> None:
     writer = StoreWriter(place, 60)
     writer.write([(KEYS[0], Reply("zero"))])
     line = store_module._line(KEYS[1], Reply("one"))
-    with Path(writer.path).open("ab") as stream:  # half a line, as a reader may find it
+    with Path(writer._sink.path).open("ab") as stream:  # half a line, as a reader may find it
         stream.write(line[:50])
         stream.flush()
         ready.set()
@@ -362,10 +364,10 @@ def test_a_full_disk_is_an_error_that_names_the_part_and_spoils_nothing(tmp_path
     for number in (1, 2):
         with pytest.raises(StoreError, match="No space left on device") as error:
             writer.write([(KEYS[number], Reply("more"))])
-        assert writer.path in str(error.value)
+        assert writer._sink.path in str(error.value)
     writer.close()
     assert read(tmp_path, *KEYS[:3]) == [Reply("zero"), None, None]
-    assert lines_of(Path(writer.path).read_bytes()) == [store_module._line(KEYS[0], Reply("zero"))]
+    assert lines_of(Path(writer._sink.path).read_bytes()) == [store_module._line(KEYS[0], Reply("zero"))]
 
 
 def _write_up_to_a_limit(place: str) -> None:
@@ -403,7 +405,7 @@ def test_what_the_background_met_is_told(tmp_path: Path):
         for _ in range(500):
             writer.write([])
             time.sleep(0.01)
-    assert writer.path in str(error.value)
+    assert writer._sink.path in str(error.value)
     with pytest.raises(StoreError):
         writer.close()
     with pytest.raises(OSError):  # closed all the same
@@ -444,6 +446,32 @@ def test_an_unknown_scheme_is_an_error(place: str):
 def test_a_store_may_be_named_as_a_file_url(tmp_path: Path):
     write(f"file://{tmp_path}/s", (KEYS[0], Reply("zero")))
     assert SampleStore(f"file://{tmp_path}/s").is_local and read(tmp_path / "s", KEYS[0]) == [Reply("zero")]
+
+
+# -- who asks ----------------------------------------------------------------------------------------------------
+
+
+def _lock_and_say(place: str, has_it: Any) -> None:
+    with SampleStore(place).locked("x", lambda: None):
+        has_it.set()
+        time.sleep(60)
+
+
+def test_a_lock_ends_with_its_holder(tmp_path: Path):
+    has_it = FORK.Event()
+    process = FORK.Process(target=_lock_and_say, args=(str(tmp_path), has_it))
+    process.start()
+    assert has_it.wait(10)
+    waited: list[bool] = []
+
+    def on_wait() -> None:
+        waited.append(True)
+        process.kill()
+
+    with SampleStore(f"file://{tmp_path}").locked("x", on_wait), SampleStore(tmp_path).locked("y", on_wait):
+        assert waited == [True]
+    process.join()
+    assert SampleStore(tmp_path).names("part-", "") == [] and read(tmp_path, KEYS[0]) == [None]
 
 
 # -- S3 -----------------------------------------------------------------------------------------------------------
@@ -503,7 +531,8 @@ def test_s3_objects_that_are_damaged_are_set_aside(bucket: str, caplog: pytest.L
     assert read(bucket, *KEYS[:3]) == [Reply("text 0"), None, None]
 
 
-def test_s3_that_is_away_for_a_while_costs_no_reply(bucket: str, s3: S3):
+def test_s3_that_is_away_for_too_long_costs_no_reply(bucket: str, s3: S3, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.2)
     writer = StoreWriter(bucket, 60)
     writer.write([(KEYS[0], Reply("zero"))])
     s3.stop()
@@ -518,6 +547,68 @@ def test_s3_that_is_away_for_a_while_costs_no_reply(bucket: str, s3: S3):
     writer.write([(KEYS[1], Reply("one"))])
     writer.close()
     assert read(bucket, *KEYS[:2]) == [Reply("zero"), Reply("one")]
+
+
+def answers_after(s3: S3, refusals: int) -> None:
+    """Refuse all from now on, and serve again after so many refusals."""
+
+    def serve() -> None:
+        while s3.refused < until:
+            time.sleep(0.005)
+        s3.refuses = False
+
+    until, s3.refuses = s3.refused + refusals, True
+    threading.Thread(target=serve).start()
+
+
+def test_s3_that_refuses_for_a_while_is_asked_again(bucket: str, s3: S3):
+    store, writer = SampleStore(bucket), StoreWriter(bucket, 60)
+    writer.write([(KEYS[0], Reply("zero"))])
+    answers_after(s3, 1)
+    writer.flush()
+    answers_after(s3, 1)
+    assert texts(store.index(), KEYS[0]) == ["zero"]
+    answers_after(s3, 1)
+    store.write_text("a.json", "{}")
+    answers_after(s3, 1)
+    assert store.read_text("a.json") == "{}"
+    answers_after(s3, 1)
+    assert store.names("a", ".json") == ["a.json"]
+    writer.close()
+
+
+def test_s3_that_refuses_a_flush_in_the_background_stops_nobody(bucket: str, s3: S3):
+    writer = StoreWriter(bucket, 0.01)
+    answers_after(s3, 3)
+    writer.write([(KEYS[0], Reply("zero"))])
+    while s3.refuses:
+        writer.write([(KEYS[1], Reply("one"))])
+        time.sleep(0.01)
+    writer.write([(KEYS[2], Reply("two"))])
+    writer.close()
+    assert read(bucket, *KEYS[:3]) == [Reply("zero"), Reply("one"), Reply("two")]
+
+
+def test_s3_that_stays_away_is_one_clear_error(bucket: str, s3: S3, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.2)
+    store, writer = SampleStore(bucket), StoreWriter(bucket, 60)
+    writer.write([(KEYS[0], Reply("zero"))])
+    s3.stop()
+    try:
+        for call in (
+            store.index, lambda: store.read_text("a.json"), lambda: store.write_text("a.json", ""),
+            lambda: store.names("a", ""), writer.flush,
+        ):  # fmt: skip
+            with pytest.raises(StoreError, match=r"^the sample store .*cannot be (read|written): .* has not answered"):
+                call()
+        monkeypatch.setattr(storage_module, "RETRY_SECONDS", 60.0)
+        started = time.monotonic()
+        with pytest.raises(StoreError, match="cannot be written"):
+            writer.close()  # nobody waits as long once more
+        assert time.monotonic() - started < 30
+    finally:
+        s3.start()
+        fsspec.filesystem("s3").mkdir("qcrd-test")
 
 
 def test_a_bucket_that_does_not_exist_is_an_error(s3: S3):
