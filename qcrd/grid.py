@@ -140,9 +140,9 @@ class Grid(Settings):
 
 
 @contextlib.contextmanager
-def as_judge() -> Iterator[None]:
-    """A judge LLM's settings are a teacher's: an error about one of them names the judge."""
+def as_judge(*also: type[Exception]) -> Iterator[None]:
+    """A judge LLM's settings are a teacher's: a `ConfigError`, and what `also` names, says `judge.` of them."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(re.sub(r"(?<![\w./-])teacher\.(?=\w)", "judge.", str(error))) from None
+    except (ConfigError, *also) as error:
+        raise type(error)(re.sub(r"(?<![\w./-])teacher\.(?=\w)", "judge.", str(error))) from None

@@ -21,7 +21,7 @@ from qcrd.distill.schedule import iteration_length
 from qcrd.json_lines import read_json_lines
 from qcrd.recipes import load_recipe
 from qcrd.records import Example, Question, read_rows
-from qcrd.stages import Stage, StageRun, stages_of
+from qcrd.stages import Stage, StageRun, check_tokenizers, stages_of
 from qcrd.storage import Storage
 from qcrd.tasks import get_task, load_questions, train_limit
 from qcrd.tasks.base import Task
@@ -370,6 +370,8 @@ def _run_stages(
             artifact = replace(artifact, revision=revision)
         skipped = artifact.is_finished()
         if not skipped:
+            if stage.name == "samples" and options.until not in ("samples", "rationales"):
+                check_tokenizers(config)  # a name that nobody knows is found before anything is paid for
             start_ray()
             with artifact.locked(lambda: display.say(f"  {stage.name}: another run is at it; waiting")):  # noqa: B023
                 skipped = artifact.is_finished()

@@ -157,7 +157,6 @@ def _make_samples(run: StageRun) -> Summary:
         run.display.progress(run.name, done, total, text)
 
     task = get_task(run.config.task.name)
-    check_tokenizers(run.config)  # a name that nobody knows is found before anything is paid for
     return sample(
         run.config, task, questions, run.out / "samples.parquet", on_progress, run.retry_errors, run.accept_missing
     )

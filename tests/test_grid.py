@@ -280,10 +280,11 @@ def test_what_failed_is_asked_again_once_whatever_the_number_of_experiments(
 
     display = Display(Console(file=io.StringIO()))
     found = []
-    for retry in (Options(), Options(retry_errors=True), Options(retry_errors=True)):
+    for retry in (False, True, True):
+        options = Options(retry_errors=retry, until="samples")
         for name in ("one", "two", "three"):
             config = small(tmp_path, name).cells[0].config
-            found.append(pipeline.run(config, display, retry, stages=stages)["samples"].digest())
+            found.append(pipeline.run(config, display, options, stages=stages)["samples"].digest())
     assert len(made) == 3 and [found.index(digest) for digest in found] == [0, 0, 0, 3, 3, 3, 6, 6, 6]
 
 

@@ -19,6 +19,7 @@ from qcrd.evaluate.verdicts import ComparisonResult, JudgedPair, Pair
 from qcrd.grid import Comparison, as_judge
 from qcrd.records import Explanation, Question, Sample, read_rows, write_rows
 from qcrd.tasks import get_task
+from qcrd.teacher.asking import Stopped
 from qcrd.teacher.build import check_teacher
 from qcrd.teacher.cost import prompt_token_counter, read_price, spent_usd
 from qcrd.teacher.requests import read_prompt
@@ -81,7 +82,7 @@ def compare_rationales(
         name, summary, replies = verdicts.SIMULATED_NAME, {}, _simulated(config, pairs)
     else:
         name = judge.model
-        with as_judge():
+        with as_judge(Stopped):
             summary, replies = _replies(_asking(config, judge), pairs, on_progress, retry_errors)
     rows = [verdicts.judged_pair(pair, *both) for pair, both in zip(pairs, replies, strict=True)]
     read = [row for row in rows if row.verdict is not None]

@@ -96,7 +96,7 @@ def test_a_budget_stops_the_judge_and_what_was_paid_is_kept(tmp_path: Path):
     longest = max(judge_prompt(PROMPT.read_text(), QUESTIONS[n], a, b) for n, (a, b) in enumerate(TEXTS))
     reserved = worst_case_prompt_tokens(longest) + 20
     with loopback(judge) as server:
-        with pytest.raises(Stopped, match=r"teacher\.budget_usd: "):
+        with pytest.raises(Stopped, match=r"judge\.budget_usd: "):
             compare(server, tmp_path, prices=str(prices), budget_usd=reserved + 7 * 4)
         paid = server.asked.total()
         assert 4 <= paid < 12 and 7 * paid <= reserved + 7 * 4 and not (tmp_path / "out.parquet").exists()
@@ -126,7 +126,7 @@ def test_a_plan_counts_requests_and_a_bad_judge_is_refused(tmp_path: Path, monke
     few = ExperimentConfig.model_validate({"name": "x", "task": {"name": "svamp"}, "evaluation": {"test_limit": 20}})
     assert comparison_requests(config, asked) == 100 and comparison_requests(few, asked) == 40
     check_judge(config, asked)
-    with pytest.raises(ConfigError, match=r"^teacher\.api_key_env: the environment variable 'NO_KEY' is not set"):
+    with pytest.raises(ConfigError, match=r"^judge\.api_key_env: the environment variable 'NO_KEY' is not set"):
         check_judge(config, TeacherConfig(api_key_env="NO_KEY"))
     with pytest.raises(ConfigError, match=r"^judge\.kind: 'imported' is not allowed"):
         check_judge(config, TeacherConfig(kind="imported"))
