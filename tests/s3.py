@@ -6,12 +6,15 @@ import contextlib
 import logging
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
 import pytest
+import tenacity.nap
 
 
 class S3:
@@ -59,6 +62,8 @@ def s3_server(bucket: str) -> Iterator[S3]:
         }.items():  # fmt: skip
             patch.setenv(name, value)
         patch.delenv("AWS_PROFILE", raising=False)
+        shorter = SimpleNamespace(sleep=lambda seconds: time.sleep(seconds / 20))  # between two tries
+        patch.setattr(tenacity.nap, "time", shorter)
         server = S3()
         server.start()
         patch.setenv("AWS_ENDPOINT_URL_S3", f"http://127.0.0.1:{server.port}")
