@@ -223,6 +223,7 @@ def test_students_are_named() -> None:
         "/models/t5-base": StudentConfig(model="/models/t5-base"),
         "MiniLM-L6 encoder pair": StudentConfig(kind="encoder_pair", model="/data/MiniLM-L6/"),
         "minilm encoder pair": StudentConfig(kind="encoder_pair", model="/packages/minilm/model"),
+        "./model": StudentConfig(model="./model"),
         "T5 from scratch, d_model 128": StudentConfig(kind="scratch"),
     }
     assert {name: student_name(student) for name, student in names.items()} == {name: name for name in names}
