@@ -35,6 +35,7 @@ SYNCED = ".synced.json"
 SYNC_SECONDS = 5.0  # between two looks at what is mirrored
 RETRY_SECONDS = 120.0  # how long a storage that does not answer is asked again
 BEAT_SECONDS, STALE_SECONDS = 5.0, 60.0  # of a lease: its holder says that it lives, others believe that it does
+LOOK_SECONDS = 1.0  # between two looks at a lease of another node
 T = TypeVar("T")
 
 
@@ -343,7 +344,7 @@ class Storage:
             if not waited:
                 on_wait()
                 waited = True
-            time.sleep(1.0)
+            time.sleep(LOOK_SECONDS)
 
     # -- what grows -----------------------------------------------------------------------------------------------
 

@@ -33,7 +33,7 @@ class S3:
         logging.getLogger("werkzeug").setLevel(logging.WARNING)  # not a line for each request
         self._app = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", self.port, self._answer, threaded=True)
-        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self._thread.start()
         reset = urllib.request.Request(f"http://127.0.0.1:{self.port}/moto-api/reset", method="POST")
         urllib.request.urlopen(reset, timeout=30).close()  # moto keeps the content of an earlier server of this process

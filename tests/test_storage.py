@@ -40,6 +40,7 @@ Node = Callable[[str], Storage]
 @pytest.fixture
 def on_node(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """The test's output as the node of that name has it."""
+    monkeypatch.setattr(storage_module, "LOOK_SECONDS", 0.02)
     place = f"s3://{BUCKET}/{tmp_path.name}"
 
     def enter(node: str) -> Storage:

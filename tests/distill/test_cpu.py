@@ -23,6 +23,7 @@ print(by_default, faults())
 """
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_large_tensors_cost_page_faults_once():
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
