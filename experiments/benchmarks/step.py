@@ -25,7 +25,6 @@ It prints tables, and as its last line JSON (of T5-base with the prefix `base_`,
 - negatives_speedup: seconds a sequence sampled in batches of 8 over batches of 128, both by ours;
 - memory_over_dss, memory_over_dss_m20: peak of our QCRD step less what was resident before the first step, over the
   same of our DSS; each in a process of its own, all hinges active, 64 random tokens as negatives, without judge;
-- kept_speedup: seconds a step where freed memory goes back to the kernel over those where the process keeps it;
 - scaling_efficiency: 1 worker's seconds a step over twice those of 2, a thread each, the same 8 questions;
 - the medians in seconds, memory and token numbers behind them.
 
@@ -45,7 +44,6 @@ import platform
 import statistics
 import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -209,21 +207,6 @@ def measure_scaling(setting: Setting, say: Say) -> Numbers:
     }  # fmt: skip
 
 
-def measure_freed_memory(setting: Setting, say: Say) -> Numbers:
-    """Seconds a step of one worker whose freed memory goes back to the kernel over those of one that keeps it, each
-    the best of two rounds."""
-    if setting.device == "cuda":
-        return {}
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    for number in range(2):
-        for keeps, found in seconds.items():
-            say(f"freed memory {'stays' if keeps else 'goes back'}, round {number + 1} of 2")
-            settings = vars(replace(setting, keeps_freed=keeps))
-            found.append(result_of(start(Work("worker", settings, SCALING_STEPS)))["seconds"])
-    back, kept = min(seconds[False]), min(seconds[True])
-    return {"kept_seconds": kept, "given_back_seconds": back, "kept_speedup": back / kept}
-
-
 # -- one size -----------------------------------------------------------------------------------------------------
 
 
@@ -257,12 +240,6 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
         f"{numbers['snapshot_mib']:.0f} MiB. What grows holds Adam's state and, in reference and naive, gradients: "
         f"{numbers['weights_mib']:.0f} MiB each, Adam twice.[/dim]"
     )
-    if freed := measure_freed_memory(setting, say):
-        numbers |= freed
-        console.print(
-            f"QCRD with all hinges active takes {freed['kept_seconds']:.2f} s a step; where freed memory goes back to "
-            f"the kernel {freed['given_back_seconds']:.2f} s, {freed['kept_speedup']:.2f} times as long"
-        )
     if scaling := measure_scaling(setting, say):
         numbers |= scaling
         console.print(

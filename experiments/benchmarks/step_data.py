@@ -17,7 +17,6 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from qcrd.config import DiscriminatorConfig, GeneratorConfig, NegativesConfig, ScratchConfig, StudentConfig, TaskConfig
-from qcrd.distill.cpu import keep_freed_memory
 from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.discriminator import Discriminator, build_discriminator
 from qcrd.distill.generation import generate
@@ -72,8 +71,6 @@ class Setting:
     device: str
     dtype: str
     threads: int
-    keeps_freed: bool = True
-    """Whether freed memory stays with the process, as in the runner."""
 
     @property
     def naive_questions(self) -> int:
@@ -99,8 +96,6 @@ class Setting:
         torch.set_num_threads(self.threads)
         if self.device.startswith("cuda"):
             set_up_cuda(deterministic=False)
-        elif self.keeps_freed:
-            keep_freed_memory()
 
 
 def _real_rationales() -> list[tuple[Question, list[str]]]:

@@ -24,7 +24,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
 from qcrd.distill.checkpoint import CheckpointStore, clear
-from qcrd.distill.cpu import keep_freed_memory
 from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
@@ -74,7 +73,6 @@ def set_up_torch(config: ExperimentConfig, workers: int = 1) -> torch.device:
     """Threads and device of a worker. Ray sets one thread a CPU that was asked for; a model stage uses all cores."""
     torch.set_num_threads(config.resources.threads or max(1, len(os.sched_getaffinity(0)) // workers))
     if not uses_cuda(config):
-        keep_freed_memory()
         return torch.device("cpu")
     set_up_cuda(config.resources.deterministic)
     if config.resources.gpu_per_worker < 1:  # Ray's shares are only counts
