@@ -60,6 +60,7 @@ def load(
 
 
 _NOT_PASSED = frozenset({"method", "name", "negatives", "output", "resources", "seed", "tracking"})
+"""What a student that writes negatives has of its own, or of the experiment in any case (`pipeline.fixed_recipe`)."""
 
 
 def _overridden(config: ExperimentConfig, pairs: Mapping[str, str]) -> ExperimentConfig:

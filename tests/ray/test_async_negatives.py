@@ -186,6 +186,7 @@ def test_what_an_actor_raises_reaches_the_trainer(given: Given, tmp_path: Path):
         ({"resources.device": "cpu"}, {"CPU": 1.5, "GPU": 1.0}, None),
         ({"resources.negatives_gpus": "0.5"}, {"CPU": 0.5, "GPU": 1.5}, None),
         ({"resources.negatives_gpus": "0"}, {"CPU": 0.5, "GPU": 1.0}, None),
+        ({"resources.negatives_gpus": "0.5", "resources.gpu_per_worker": "0.5"}, {"CPU": 0.5, "GPU": 1.0}, None),
         ({"negatives.placement": "inline"}, {"CPU": 1.0}, None),
         ({"method": "dss"}, {"CPU": 1.0}, None),
     ],
