@@ -274,7 +274,8 @@ class Training:
                         self._stop_at(first + offset, row, self._batch(first + offset, negatives, quality))
                 for row in rows:
                     selected.update({i: int(count) for i, count in enumerate(row.pop(SELECTED, []))})
-                means = {f"train/{key}": sum(row[key] for row in rows) / len(rows) for key in rows[0]}
+                measured = {key: [row[key] for row in rows if not math.isnan(row[key])] for key in rows[0]}
+                means = {f"train/{key}": sum(values) / len(values) for key, values in measured.items() if values}
                 self.rows.append({"step": done, **means})
                 seconds = (time.perf_counter() - started) / len(window)
                 self.emit({"kind": "metrics", "rows": [{"step": done, **means, "time/step": seconds}]})

@@ -9,6 +9,7 @@ Knows nothing about optimizers, snapshots, files or Ray.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -259,7 +260,10 @@ class Candidates:
 def choose_candidates(
     batch: QuestionBatch, candidates: Candidates, nll_R: torch.Tensor, loss_config: LossConfig
 ) -> tuple[CandidateWeights, Metrics]:
-    """Weights of all candidates from their scored losses, and the health metrics of the choice."""
+    """Weights of all candidates from their scored losses, and the health metrics of the choice.
+
+    A mean over nothing (the negatives' loss in a batch without negatives) is NaN.
+    """
     nll_pos, nll_neg = candidates.as_matrices(nll_R, range(len(candidates.targets)))
     quality_pos = pad(batch.quality_positives, 0.0, nll_R.device, nll_R.dtype)
     quality_neg = pad(batch.quality_negatives, 0.0, nll_R.device, nll_R.dtype)
@@ -272,11 +276,11 @@ def choose_candidates(
     totals = batch.totals
     slots = torch.arange(totals.most_positives, device=nll_R.device)
     metrics = {
-        "hinge_active": ((weights.neg_NK > 0).any(dim=1) & both_N).sum().double() / max(totals.with_both, 1),
-        "positive_nll": nll_pos.sum() / max(totals.positives, 1),
-        "negative_nll": nll_neg.sum() / max(totals.negatives, 1),
-        "positive_quality": quality_pos.sum() / max(totals.positives, 1),
-        "negative_quality": quality_neg.sum() / max(totals.negatives, 1),
+        "hinge_active": ((weights.neg_NK > 0).any(dim=1) & both_N).sum().double() / (totals.with_both or math.nan),
+        "positive_nll": nll_pos.sum() / (totals.positives or math.nan),
+        "negative_nll": nll_neg.sum() / (totals.negatives or math.nan),
+        "positive_quality": quality_pos.sum() / (totals.positives or math.nan),
+        "negative_quality": quality_neg.sum() / (totals.negatives or math.nan),
         SELECTED: (weights.selected_pos_N[:, None] == slots).sum(dim=0),
     }
     return weights, metrics

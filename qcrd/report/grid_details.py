@@ -12,12 +12,11 @@ import numpy as np
 
 from qcrd.grid import Grid
 from qcrd.records import Explanation
-from qcrd.report.data import series
 from qcrd.report.figures import HELD_OUT, score_densities
 from qcrd.report.grid_claims import subject_of
 from qcrd.report.grid_data import CellResult, GridResults
 from qcrd.report.grid_figures import plain
-from qcrd.report.health import score_table, scores_by_source, truncated_share
+from qcrd.report.health import score_table, scores_by_source
 from qcrd.report.markdown import NOT_MEASURED, cell, number, percent, table
 
 _HEALTH = {
@@ -110,10 +109,6 @@ def _health(found: Sequence[CellResult]) -> dict[str, float]:
     listed: dict[str, list[float]] = {}
     for one in found:
         own = {key.rsplit("/", 1)[-1].removeprefix("judge_"): value for key, value in one.metrics.items()}
-        if "hinge_active_last" not in own and (hinges := series(one.rows, "train/hinge_active")):
-            own["hinge_active_last"] = hinges[-1][1]
-        if "truncated_negatives" not in own and (share := truncated_share(one.rows)) is not None:
-            own["truncated_negatives"] = share
         for key in _HEALTH.keys() & own.keys():
             listed.setdefault(key, []).append(own[key])
     return {key: float(np.mean(values)) for key, values in listed.items()}

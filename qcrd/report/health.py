@@ -66,17 +66,15 @@ def health_section(data: ReportData) -> list[str]:
         return [*lines, f"The method `{data.config.method}` has no contrastive loss.", ""]
     rows = data.metric_rows
     hinges, when = hinge_rows(data)
-    skips = data.config.negatives.source == "snapshot" and data.config.negatives.warmup == "skip"
-    with_negatives = hinges if skips else rows
     measures = [Measure("mean l of positives (nats per token)", "train/positive_nll", rows)]
     if data.uses_negatives():
         measures.insert(0, Measure(f"share of active hinges, {when}", "train/hinge_active", hinges, True))
-        measures.append(Measure("mean l of negatives (nats per token)", "train/negative_nll", with_negatives))
+        measures.append(Measure("mean l of negatives (nats per token)", "train/negative_nll", rows))
     measures.append(Measure("entropy of the selected positive (nats)", "train/selection_entropy", rows))
     if data.judge_rows is not None:
         measures.append(Measure("mean s+ in the loss", "train/positive_quality", rows))
         if data.uses_negatives():
-            measures.append(Measure("mean s- in the loss", "train/negative_quality", with_negatives))
+            measures.append(Measure("mean s- in the loss", "train/negative_quality", rows))
     if data.config.uses_student_negatives():
         measures += [
             Measure("truncated negatives", "negatives/truncated", rows, True),

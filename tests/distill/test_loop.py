@@ -193,10 +193,14 @@ def test_a_checkpoint_of_other_settings_is_refused(data: TrainingData, whole: tu
 )
 def test_variants_train(data: TrainingData, tmp_path: Path, changes: dict[str, str]):
     training = train(config_of(**{"train.steps": "6", **changes}), data, tmp_path)
-    losses = [row["train/loss"] for row in training.rows if "train/loss" in row]
-    assert losses and all(value == value for value in losses)
+    steps = [row for row in training.rows if "train/loss" in row]
+    assert steps and all(value == value for row in steps for value in row.values())
     with_negatives = [row for row in training.rows if "negatives/count" in row]
-    assert bool(with_negatives) == (training.config.uses_student_negatives() and "negatives.warmup" not in changes)
+    sampled = training.config.uses_student_negatives() and "negatives.warmup" not in changes
+    assert bool(with_negatives) == sampled
+    has_negatives = sampled or changes.get("negatives.source") == "teacher"
+    measured = {"train/hinge_active", "train/negative_nll", "train/negative_quality"}
+    assert all(measured & row.keys() == (measured if has_negatives else set()) for row in steps)
 
 
 def test_results_are_model_folders_that_load(data: TrainingData, tmp_path: Path):

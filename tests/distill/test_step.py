@@ -1,5 +1,6 @@
 """The step's shared encoder and select-then-gradient path against a naive implementation of the same definition."""
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -101,4 +102,6 @@ def test_a_batch_without_any_rationale_still_has_its_label_loss():
     student = tiny_student()
     loss, metrics = qcrd_step(student, QuestionBatch(**{**vars(data), **nothing, **qualities}), LossConfig())
     assert float(metrics["contrastive_loss"]) == 0.0
+    of_nothing = ("hinge_active", "positive_nll", "negative_nll", "positive_quality", "negative_quality")
+    assert all(math.isnan(metrics[name]) for name in of_nothing)
     assert float(loss.detach()) == pytest.approx(0.5 * float(metrics["label_loss"]), rel=1e-12)

@@ -256,8 +256,8 @@ def test_comparisons() -> None:
 def test_health_is_the_mean_over_seeds() -> None:
     results = GridResults(
         [
-            result("QCRD", seed, answers(10), metrics={"judge/auroc_real": 0.9 + seed / 10}, rows=rows)
-            for seed, rows in ((0, [{"step": 1, "train/hinge_active": 0.25}]), (1, [{"step": 1, "eval/accuracy": 0}]))
+            result("QCRD", seed, answers(10), metrics={"judge/auroc_real": 0.9 + seed / 10, **hinges})
+            for seed, hinges in ((0, {"report/hinge_active_last": 0.25}), (1, {}))
         ]
     )
     text = "\n".join(health_section(small_grid(), results))
