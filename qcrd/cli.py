@@ -7,15 +7,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import ValidationError
 
-from qcrd.config import ConfigError, ExperimentConfig, RationalesConfig, one_line, with_overrides
-from qcrd.grid import Grid, as_judge
+from qcrd.config import ConfigError, ExperimentConfig, one_line
+from qcrd.grid import Grid
+from qcrd.overrides import override_experiment, override_grid, override_sweep, pairs_of
 from qcrd.recipes import load_recipe, project_root, recipe_file
 from qcrd.sweep import Sweep
 
@@ -31,74 +32,21 @@ Recipe = Annotated[str, typer.Argument(help="a recipe: file.py, or file.py:funct
 Overrides = Annotated[list[str] | None, typer.Argument(help="settings to replace, e.g. train.learning_rate=3e-4")]
 
 
-def pairs_of(overrides: Sequence[str]) -> dict[str, str]:
-    """`key=value` overrides as a mapping. Raises `ConfigError`."""
-    pairs = {}
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise ConfigError(f"override: {text!r} is not allowed; write key=value, e.g. negatives.gap=3")
-        pairs[key] = value
-    return pairs
-
-
 def load(
     recipe: str, overrides: Sequence[str], preset: str | None, seeds: str | None
 ) -> ExperimentConfig | Grid | Sweep:
     """What a recipe gives, with overrides (of every cell, of a sweep's base) and seeds. Raises `ConfigError`."""
     try:
-        made = load_recipe(recipe, preset)
+        made, pairs = load_recipe(recipe, preset), pairs_of(overrides)
         if isinstance(made, ExperimentConfig):
             if seeds is not None:
                 raise ConfigError(f"--seeds: {seeds!r} is not allowed for one experiment; write seed=1")
-            return _overridden(made, pairs_of(overrides))
+            return override_experiment(made, pairs)
         if isinstance(made, Sweep):
-            return _swept(made, overrides, seeds)
-        return _changed_grid(made, pairs_of(overrides), seeds)
+            return override_sweep(made, pairs, seeds)
+        return override_grid(made, pairs, seeds)
     except ValidationError as error:
         raise ConfigError(one_line(error)) from None
-
-
-_NOT_PASSED = frozenset({"method", "name", "negatives", "output", "resources", "seed", "tracking"})
-"""What a student that writes negatives has of its own, or of the experiment in any case (`pipeline.fixed_recipe`)."""
-
-
-def _overridden(config: ExperimentConfig, pairs: Mapping[str, str]) -> ExperimentConfig:
-    """An experiment with overrides, which hold for the student that writes its negatives, too."""
-    changed = with_overrides(config, pairs)
-    passed = {key: value for key, value in pairs.items() if key.partition(".")[0] not in _NOT_PASSED}
-    if changed.fixed_recipe is None or not passed:
-        return changed
-    return with_overrides(changed, {"negatives.fixed_overrides": changed.negatives.fixed_overrides | passed})
-
-
-def _parted(pairs: Mapping[str, str], group: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The settings of a group (`sweep.…`) without its name, and the others."""
-    own = {key.removeprefix(f"{group}."): value for key, value in pairs.items() if key.startswith(f"{group}.")}
-    return own, {key: value for key, value in pairs.items() if not key.startswith(f"{group}.")}
-
-
-def _changed_grid(grid: Grid, pairs: Mapping[str, str], seeds: str | None) -> Grid:
-    """A grid with its judge's settings (judge.model=…), those of all cells, and seeds replaced."""
-    own, others = _parted(pairs, "judge")
-    cells = [cell.model_copy(update={"config": _overridden(cell.config, others)}) for cell in grid.cells]
-    changed: dict[str, Any] = {"cells": cells} | ({} if seeds is None else {"seeds": seeds.split(",")})
-    if own:
-        if grid.judge is None:
-            raise ConfigError(f"judge.{next(iter(own))}: not allowed; no judge LLM is asked in {grid.name}")
-        samples = RationalesConfig(num_samples=grid.judge.num_samples)
-        asking = ExperimentConfig(name="judge", teacher=grid.judge, rationales=samples)
-        with as_judge():
-            changed["judge"] = with_overrides(asking, {f"teacher.{key}": value for key, value in own.items()}).teacher
-    return Grid.model_validate(grid.model_dump() | changed)
-
-
-def _swept(sweep: Sweep, overrides: Sequence[str], seeds: str | None) -> Sweep:
-    """A sweep with its own settings (sweep.budget_hours=2), those of its base, and seeds replaced."""
-    own, others = _parted(pairs_of(overrides), "sweep")
-    base = _overridden(sweep.base, others)
-    changed: dict[str, Any] = {**own, "base": base} | ({} if seeds is None else {"seeds": seeds.split(",")})
-    return Sweep.model_validate({**dict(sweep), **changed})
 
 
 def experiment(recipe: str, overrides: Sequence[str]) -> ExperimentConfig:

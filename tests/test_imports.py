@@ -10,8 +10,8 @@ RAY = {
     "search_space.py", "tune_search.py", "tune_trial.py", "run_sweep.py", "submit.py", "cli.py",
 }  # fmt: skip
 MLFLOW = {"mlflow_view.py", "mlflow_runs.py", "mlflow_student.py"}
-BASE = ("config", "grid", "sweep", "recipes", "seeding", "records", "storage", "artifacts", "json_lines", "mlflow_view",
-        "tracking", "mlflow_runs", "console")  # fmt: skip
+BASE = ("config", "grid", "sweep", "recipes", "overrides", "seeding", "records", "storage", "artifacts", "json_lines",
+        "mlflow_view", "tracking", "mlflow_runs", "console")  # fmt: skip
 LAYERS = [*([name] for name in ("tasks",)), ["teacher", "rationales"], ["distill"], ["evaluate"], ["report"],
           ["sweep_record", "search_space"], ["stages"], ["pipeline", "cell_files"], ["tune_search", "tune_trial"],
           ["run_grid"], ["plan_grid"], ["plan_sweep"], ["sweep_children"], ["run_sweep", "compare"],

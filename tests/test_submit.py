@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from ray.job_submission import JobDetails, JobStatus, JobType
 
-from qcrd.cli import load, main, pairs_of
+from qcrd.cli import load, main
 from qcrd.config import ConfigError
 from qcrd.job import EXCLUDES, RECIPE, Job, job_of, needed_variables, refuse_secrets, variable_names
+from qcrd.overrides import pairs_of
 from qcrd.submit import auth_token, check_address, exit_code, outcome
 from qcrd.tracking import git_state
 
