@@ -18,7 +18,7 @@ lint: .venv/.installed
 	$(BIN)/basedpyright
 
 test-unit: .venv/.installed
-	$(BIN)/python -m pytest -n 2 -m "not ray and not e2e and not faults" --ignore tests/ray --ignore tests/e2e --ignore tests/faults --durations=5
+	$(BIN)/python -m pytest -n 3 --dist worksteal -m "not ray and not e2e and not faults" --ignore tests/ray --ignore tests/e2e --ignore tests/faults --durations=5
 
 test: lint test-unit
 	$(BIN)/python -m pytest -n 3 --dist loadscope --no-loadscope-reorder -m "ray or e2e" --durations=25

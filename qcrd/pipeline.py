@@ -103,9 +103,12 @@ def _artifact(config: ExperimentConfig, stage: Stage, done: Mapping[str, Artifac
     return Artifact(Storage.of(config.output), stage.name, name, mark).newest()
 
 
-def plan(config: ExperimentConfig, download: bool = False, until: str = "report") -> list[PlannedStage]:
+def plan(
+    config: ExperimentConfig, download: bool = False, until: str = "report", count_samples: bool = True
+) -> list[PlannedStage]:
     """Stages up to `until` as done or to run, with counts of teacher requests, their price, and training steps. Writes
-    and asks nothing; only with `download` are questions fetched, without which those behind a URL have no price yet."""
+    and asks nothing; only with `download` are questions fetched, without which those behind a URL have no price yet.
+    Without `count_samples` no question is read, and missing samples have neither count nor price."""
     check(config, until)
     other = fixed_recipe(config)
     if other is not None and (student := _finished_student(other)) is not None:
@@ -117,7 +120,7 @@ def plan(config: ExperimentConfig, download: bool = False, until: str = "report"
         if artifact is not None and artifact.is_finished():
             done[stage.name] = artifact
             planned.append(PlannedStage(stage.name, "done", str(artifact.path)))
-        elif stage.name == "samples":
+        elif stage.name == "samples" and count_samples:
             planned.append(_planned_samples(config, done.get("questions"), download))
         else:
             planned.append(PlannedStage(stage.name, "to run", _work(config, stage.name)))

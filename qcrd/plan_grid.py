@@ -118,12 +118,12 @@ def _count(
     largest: dict[str, tuple[int, CostEstimate]],
 ) -> None:  # fmt: skip
     stages = {stage.name: stage for stage in stages_of(config)}
-    for planned in plan(config, download, until):
-        stage = stages[planned.stage]
-        key = _key(config, stage, stages)
+    keys = _keys(config, stages)
+    for planned in plan(config, download, until, count_samples=keys.get("samples") not in seen):
+        key = keys[planned.stage]
         if key not in seen:
             seen.add(key)
-            _add(found, config, stage, planned, largest)
+            _add(found, config, stages[planned.stage], planned, largest)
 
 
 def _add(
@@ -150,7 +150,9 @@ def _add(
             found.hours[config.method] = found.hours.get(config.method, 0.0) + hours
 
 
-def _key(config: ExperimentConfig, stage: Stage, stages: Mapping[str, Stage]) -> str:
-    """Equal for two cells that share the stage's artifact."""
-    inputs = [_key(config, stages[name], stages) for name in stage.inputs]
-    return digest_of([stage.name, stage.settings(config), inputs])
+def _keys(config: ExperimentConfig, stages: Mapping[str, Stage]) -> dict[str, str]:
+    """Per stage what is equal for two cells that share its artifact. A stage comes after its inputs."""
+    keys: dict[str, str] = {}
+    for name, stage in stages.items():
+        keys[name] = digest_of([name, stage.settings(config), [keys[one] for one in stage.inputs]])
+    return keys

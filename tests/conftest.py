@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 import torch
 
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # what the imports made stays; each look through all of it is slower than many a test
 
 
 @pytest.fixture(scope="session")

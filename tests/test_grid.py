@@ -3,6 +3,7 @@
 import io
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -30,11 +31,12 @@ from qcrd.evaluate import verdicts
 from qcrd.grid import Cell, Claim, Grid
 from qcrd.pipeline import Options, fixed_recipe, plan_whole
 from qcrd.plan_grid import plan_grid
-from qcrd.records import Explanation, Prediction, Score
+from qcrd.records import Explanation, Prediction, Question, Score
 from qcrd.report.grid_data import CellResult
 from qcrd.run_grid import grid_key, jobs_of
 from qcrd.stages import Stage, StageRun
 from qcrd.tasks import get_task, load_questions
+from qcrd.tasks.base import Task
 from qcrd.teacher.asking import Stopped
 from tests.test_cli import ROOT
 
@@ -126,6 +128,19 @@ def test_the_plan_counts_what_cells_share_once(tmp_path: Path):
     assert plan.jobs == 8 and plan.to_run["questions"] == 1 and plan.to_run["student"] == 7
     assert plan.to_run["judge"] == 4  # one for each m
     assert list(tmp_path.iterdir()) == []
+
+
+def test_cells_that_share_samples_have_their_questions_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    read: list[str] = []
+
+    def load_counted(task: Task, *settings: Any) -> list[Question]:
+        read.append(task.NAME)
+        return load_questions(task, *settings)
+
+    monkeypatch.setattr(pipeline, "load_questions", load_counted)
+    grid = with_output(table5.recipe("smoke"), tmp_path)
+    plan = plan_grid(grid)
+    assert plan.jobs > plan.to_run["samples"] == len(read) > 0
 
 
 def test_the_plan_of_the_paper_prices_samples_and_hours(shared_data: Path, tmp_path: Path, monkeypatch):

@@ -7,6 +7,7 @@ Method §2 (answer phrase) and §8 (equality within 1e-6).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 
@@ -105,8 +106,11 @@ def evaluate(text: str) -> float | None:
     + - * / (also x × ÷), parentheses, unary minus, decimals, commas in thousands. No exponents, no names. None also
     for over 200 characters, nesting deeper than 32, division by zero, and values beyond ±1e15.
     """
-    if len(text) > MAX_LENGTH:
-        return None
+    return None if len(text) > MAX_LENGTH else _value(text)
+
+
+@functools.lru_cache(maxsize=65536)
+def _value(text: str) -> float | None:
     try:
         parser = _Parser(_tokens(text))
         value = parser.sum(0)

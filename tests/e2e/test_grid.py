@@ -42,7 +42,7 @@ def start(folder: Path, output: str, *options: str) -> subprocess.Popen[str]:
 
 def finish(folder: Path, output: str) -> str:
     process = start(folder, output)
-    text, _ = process.communicate(timeout=300)
+    text, _ = process.communicate(timeout=500)
     assert process.returncode == 0, text[-3000:]
     return text
 

@@ -59,7 +59,7 @@ def start_server(folder: Path, port: int) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (folder / "server.log").open("ab") as log:
         server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    limit = time.monotonic() + 90
+    limit = time.monotonic() + 300
     while time.monotonic() < limit:
         try:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=1).close()
@@ -150,7 +150,7 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_database(
 ) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.DEVNULL) as child:
-        limit = time.monotonic() + 90
+        limit = time.monotonic() + 300
         while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*.new")):
             assert time.monotonic() < limit and child.poll() is None
             time.sleep(0.01)

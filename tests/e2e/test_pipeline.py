@@ -83,7 +83,7 @@ def test_rationales_scores_and_labels_of_test_questions(whole: tuple[Path, str])
     asked = [questions[row.question_id] for row in test[:6]]
     lines = "".join(json.dumps({"id": q.id, "text": q.text}) + "\n" for q in asked)
     line = [sys.executable, "-c", PREDICT, "predict", str(output), "-", "--explain"]
-    done = subprocess.run(line, input=lines, capture_output=True, text=True, timeout=120, cwd=output.parent)
+    done = subprocess.run(line, input=lines, capture_output=True, text=True, timeout=500, cwd=output.parent)
     assert done.returncode == 0, done.stderr
     found = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["id"] for row in found] == [q.id for q in asked] and "6 questions in" in done.stderr
@@ -112,7 +112,7 @@ def killed(whole: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) ->
         cwd=folder,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 200
+    deadline = time.monotonic() + 300
     while not list(output.glob("checkpoints/*/checkpoints/iteration-00002/checkpoint.json")):
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
@@ -145,7 +145,7 @@ def test_two_workers_refuse_another_trainings_checkpoint_and_take_what_one_worke
         record["identity"]["settings"]["train"]["learning_rate"] = 0.5
         path.write_text(json.dumps(record | {"identity_digest": digest_of(record["identity"])}))
     two = ("resources.workers=2",)
-    done = subprocess.run(command(output, *WHOLE, *two), capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    done = subprocess.run(command(output, *WHOLE, *two), capture_output=True, text=True, timeout=500, cwd=tmp_path)
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert done.returncode == 1 and "train.learning_rate 0.5 there" in line and "Traceback" not in done.stderr
     for path, text in zip(paths, texts, strict=True):

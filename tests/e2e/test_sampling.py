@@ -29,7 +29,7 @@ def teacher(server: Server, *overrides: str) -> list[str]:
 
 
 def wait_until_asked(server: Server, process: subprocess.Popen[str], requests: int) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while server.asked.total() < requests:
         assert time.monotonic() < deadline and process.poll() is None
         time.sleep(0.05)
@@ -56,7 +56,7 @@ def test_no_secret_is_anywhere(tmp_path: Path):
             wait_until_asked(server, process, 30)
             children = psutil.Process(process.pid).children(recursive=True)
             shown += [" ".join(child.cmdline()) for child in [psutil.Process(process.pid), *children]]
-            text, _ = process.communicate(timeout=300)
+            text, _ = process.communicate(timeout=500)
         shown.append(text)
         assert process.returncode == 0 and "test accuracy: " in text, text[-3000:]
         assert server.keys == {f"Bearer {CANARY}"}

@@ -34,7 +34,7 @@ def command(output: Path, *overrides: str) -> list[str]:
 
 
 def run(output: Path, *overrides: str) -> str:
-    done = subprocess.run(command(output, *overrides), capture_output=True, text=True, timeout=300, cwd=output.parent)
+    done = subprocess.run(command(output, *overrides), capture_output=True, text=True, timeout=500, cwd=output.parent)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 

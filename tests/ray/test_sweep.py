@@ -159,7 +159,7 @@ def test_a_killed_trial_goes_on_and_equals_an_undisturbed_one(tmp_path: Path):
     killed: list[int] = []
 
     def kill() -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while time.monotonic() < deadline:
             if list((tmp_path / "killed").glob("checkpoints/*/checkpoints/iteration-00003/checkpoint.json")):
                 for process in psutil.Process().children(recursive=True):
