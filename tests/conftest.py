@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+os.environ.setdefault("RAY_worker_niceness", "0")  # else a test beside it that does not use Ray starves one that does
 torch.set_num_threads(1)  # the models of the tests are too small to gain from more
 
 
