@@ -109,7 +109,7 @@ def evaluate(text: str) -> float | None:
     return None if len(text) > MAX_LENGTH else _value(text)
 
 
-@functools.lru_cache(maxsize=65536)
+@functools.lru_cache(maxsize=65536)  # the simulated teacher asks for the same few over and over
 def _value(text: str) -> float | None:
     try:
         parser = _Parser(_tokens(text))

@@ -147,7 +147,7 @@ def test_a_full_disk_stops_the_job_and_keeps_what_is_there(tmp_path: Path):
 
     with loopback(delay=0.05) as server:
         config = config_of(server, tmp_path, questions=60)
-        thread = threading.Thread(target=limit)
+        thread = threading.Thread(target=limit, daemon=True)
         thread.start()
         with pytest.raises(Stopped, match=r"the sample store cannot be written: .*part-.*File too large"):
             run(config)
@@ -181,7 +181,7 @@ def test_a_killed_actor_loses_no_reply_and_asks_little_twice(tmp_path: Path):
                 time.sleep(0.02)
             os.kill(writers_of(tmp_path).pop(), signal.SIGKILL)
 
-        thread = threading.Thread(target=kill)
+        thread = threading.Thread(target=kill, daemon=True)
         thread.start()
         rows, _ = run(config)
         thread.join()
@@ -195,13 +195,13 @@ def test_what_the_others_have_under_way_when_an_actor_dies_is_not_asked_twice(
 ):
     """Their calls take longer than the driver waits for reports alone."""
     waited: list[float] = []
+    let_finish = sample_module._let_finish
 
     def let_finish_timed(limits: Any, dead: str | None, seconds: float) -> None:
         started = time.monotonic()
         let_finish(limits, dead, seconds)
         waited.append((time.monotonic() - started) / seconds)
 
-    let_finish = sample_module._let_finish
     monkeypatch.setattr(sample_module, "_let_finish", let_finish_timed)
 
     def kill() -> None:
@@ -214,7 +214,7 @@ def test_what_the_others_have_under_way_when_an_actor_dies_is_not_asked_twice(
         os.kill(writers_of(tmp_path).pop(), signal.SIGKILL)
 
     with loopback() as server:
-        thread = threading.Thread(target=kill)
+        thread = threading.Thread(target=kill, daemon=True)
         thread.start()
         rows, _ = run(config_of(server, tmp_path, questions=4, concurrency=4, actors=2, timeout_seconds=290))
         thread.join()
@@ -236,7 +236,7 @@ def test_ray_is_told_no_key(tmp_path: Path):
         tables.extend(str(table) for table in (state.actor_table(None), state.job_table(), state.node_table()))
 
     with loopback(delay=0.1) as server:
-        thread = threading.Thread(target=look)
+        thread = threading.Thread(target=look, daemon=True)
         thread.start()
         run(config_of(server, tmp_path, api_key_file=str(key)))
         thread.join()
