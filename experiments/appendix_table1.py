@@ -1,7 +1,7 @@
 """Appendix Table 1: questions of each split. Nobody is asked and nothing is trained."""
 
 from experiments.settings import columns, config, printed
-from qcrd.grid import Cell, Grid
+from qcrd.config.grid import Cell, Grid
 
 SIZES = {
     "train_size": (720, 8766, 16946, 549367),

@@ -5,7 +5,7 @@ the other tables use too: all of SVAMP, CQA and ANLI1, 80,000 of e-SNLI's 549,36
 """
 
 from experiments.settings import columns, config, printed
-from qcrd.grid import Cell, Grid
+from qcrd.config.grid import Cell, Grid
 
 STATISTICS = {
     "mean positives of 5": ("mean_positives", (3.87, 3.89, 3.93, 3.31)),

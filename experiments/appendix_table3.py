@@ -4,7 +4,7 @@
 
 from experiments.settings import claims, columns, config, seeds, svamp_cells, titled
 from qcrd.config import ExperimentConfig
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 ROWS = {
     "j = 3": {"negatives.gap": 3},

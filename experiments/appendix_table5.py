@@ -1,7 +1,7 @@
 """Appendix Table 5: the temperature of negatives, on SVAMP with T5-base."""
 
 from experiments.settings import claims, seeds, svamp_cells, titled
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 ROWS = {f"τ = {temperature:g}": {"negatives.temperature": temperature} for temperature in (0, 0.7, 1.5, 2)}
 

@@ -5,7 +5,7 @@ measured it, on whatever machine it ran: compare with the paper's hours only on 
 """
 
 from experiments.settings import METHODS, columns, config, printed
-from qcrd.grid import Cell, Grid
+from qcrd.config.grid import Cell, Grid
 
 ROWS = {
     "Finetuning": METHODS["Finetuning"], "DSS": METHODS["DSS"], "MI": METHODS["MI"], "QCRD": METHODS["QCRD"],

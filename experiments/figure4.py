@@ -6,7 +6,7 @@ A smaller share is a part of a larger one (by `task.seed`). The shares are ours:
 """
 
 from experiments.settings import METHODS, claims, columns, config, seeds, titled
-from qcrd.grid import Cell, Grid
+from qcrd.config.grid import Cell, Grid
 
 SHARES = (0.125, 0.25, 0.5, 0.75, 1.0)
 

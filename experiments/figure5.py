@@ -1,7 +1,7 @@
 """Figure 5: what the student writes to one question at several temperatures, QCRD on SVAMP with T5-base."""
 
 from experiments.settings import seeds, svamp_cells, titled
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 TEMPERATURES = (0.0, 0.7, 1.5, 2.0)
 

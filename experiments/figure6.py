@@ -3,7 +3,7 @@ student's samples at τ 1.5 and 2.0. The teacher is asked the test questions too
 """
 
 from experiments.settings import seeds, svamp_cells, titled
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 
 def recipe(preset: str = "paper") -> Grid:

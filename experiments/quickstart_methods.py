@@ -6,7 +6,7 @@ compare methods on made-up questions with a made-up teacher; they say nothing ab
 
 from experiments.quickstart import recipe as quickstart
 from qcrd.config import with_overrides
-from qcrd.grid import Cell, Grid
+from qcrd.config.grid import Cell, Grid
 
 
 def recipe() -> Grid:

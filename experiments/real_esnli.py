@@ -27,7 +27,7 @@ from qcrd.config import (
     TrainConfig,
     with_overrides,
 )
-from qcrd.grid import Cell, Claim, Grid
+from qcrd.config.grid import Cell, Claim, Grid
 
 ROWS = {
     "Finetuning": {"method": "finetune"},

@@ -24,7 +24,7 @@ from qcrd.config import (
     TrainConfig,
     with_overrides,
 )
-from qcrd.grid import Cell, Claim, Grid, PaperValue
+from qcrd.config.grid import Cell, Claim, Grid, PaperValue
 from qcrd.report.paper import ACCURACIES
 from qcrd.tasks import anli1, cqa, esnli
 from qcrd.tasks.files import DOWNLOAD, data_folder

@@ -1,7 +1,7 @@
 """Table 1: five methods with T5-base on four benchmarks, gold labels."""
 
 from experiments.settings import methods_table
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 
 def recipe(preset: str = "paper") -> Grid:

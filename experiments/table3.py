@@ -6,7 +6,7 @@ paper's values for CQA and ANLI1 fit no test split, but they fit the training sp
 """
 
 from experiments.settings import FLAG, METHODS, claims, columns, config, printed, seeds, titled
-from qcrd.grid import Cell, Grid
+from qcrd.config.grid import Cell, Grid
 
 TEACHER = {"Teacher": ("sample_accuracy", (66.30, 78.21, 66.27)),
            "Teacher, self-consistency": ("vote_accuracy", (69.05, 80.15, 67.08))}  # fmt: skip

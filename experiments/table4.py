@@ -5,7 +5,7 @@ are lost in the paper's text: this is the reading of the method's page. Without 
 """
 
 from experiments.settings import claims, seeds, svamp_cells, titled
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 ROWS = {
     "none (DSS)": {"method": "dss"},

@@ -1,7 +1,7 @@
 """Table 5: five ways from many rationales to one loss, on SVAMP with T5-base."""
 
 from experiments.settings import claims, seeds, svamp_cells, titled
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 ROWS = {
     "minmax": {"loss.scheme": "minmax"},

@@ -4,7 +4,7 @@ m = 5, k = 1 is the default and stands in both halves. k = 0 keeps the judge, un
 """
 
 from experiments.settings import claims, seeds, svamp_cells, titled
-from qcrd.grid import Grid
+from qcrd.config.grid import Grid
 
 POSITIVES = {
     f"m = {m}": {"rationales.num_samples": m, "teacher.num_samples": max(m, 5)} for m in (1, 5, 10, 20)

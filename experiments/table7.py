@@ -6,7 +6,7 @@ the same store, budget and limits as the teacher. Students of the first seed.
 
 from experiments.settings import METHODS, check_preset, columns, config, seeds, titled
 from qcrd.config import TeacherConfig
-from qcrd.grid import Cell, Comparison, Grid
+from qcrd.config.grid import Cell, Comparison, Grid
 
 COUNTS = {
     "svamp": ((21, 0, 29), (22, 0, 28)), "cqa": ((19, 6, 25), (20, 6, 24)), "anli1": ((26, 1, 23), (25, 1, 24)),

@@ -15,14 +15,14 @@ import typer
 from pydantic import ValidationError
 
 from qcrd.config import ConfigError, ExperimentConfig, one_line
-from qcrd.grid import Grid
-from qcrd.overrides import override_experiment, override_grid, override_sweep, pairs_of
-from qcrd.recipes import load_recipe, project_root, recipe_file
-from qcrd.sweep import Sweep
+from qcrd.config.grid import Grid
+from qcrd.config.overrides import override_experiment, override_grid, override_sweep, pairs_of
+from qcrd.config.recipes import load_recipe, project_root, recipe_file
+from qcrd.config.sweep import Sweep
 
 if TYPE_CHECKING:
     from qcrd.console import Display
-    from qcrd.pipeline import Options
+    from qcrd.pipeline.run import Options
 
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
@@ -68,10 +68,12 @@ def plan(
 ) -> None:  # fmt: skip
     """List the stages as done or to run, with counts and the teacher's price. Spends nothing, writes nothing."""
     made = load(recipe, overrides or [], preset, seeds)
-    from qcrd import pipeline  # imports torch and Ray: seconds that an error in the config need not wait for
     from qcrd.console import Display
-    from qcrd.plan_grid import plan_grid
-    from qcrd.plan_sweep import plan_sweep
+    from qcrd.grids.plan import plan_grid
+    from qcrd.pipeline import (
+        run as pipeline,  # imports torch and Ray: seconds that an error in the config need not wait for
+    )
+    from qcrd.sweeps.plan import plan_sweep
 
     with Display() as display:
         if isinstance(made, Sweep):
@@ -104,7 +106,7 @@ def run(
     made = load(recipe, overrides or [], preset, seeds)
     if isinstance(made, Sweep):
         raise ConfigError(f"RECIPE: {recipe!r} is a sweep; write qcrd sweep {recipe}")
-    from qcrd import pipeline
+    from qcrd.pipeline import run as pipeline
 
     options = pipeline.Options(retry_errors, accept_missing)
     with _running() as display:
@@ -126,7 +128,7 @@ def sweep(
     made = load(recipe, overrides or [], preset, seeds)
     if not isinstance(made, Sweep):
         raise ConfigError(f"RECIPE: {recipe!r} is no sweep; write qcrd run {recipe}")
-    from qcrd import pipeline
+    from qcrd.pipeline import run as pipeline
 
     with _running() as display:
         _run_sweep(made, display, pipeline.Options(retry_errors, accept_missing), parallel)
@@ -184,7 +186,7 @@ def insistent_interrupts() -> Iterator[None]:
 
 
 def _run_one(config: ExperimentConfig, display: Display, options: Options) -> None:
-    from qcrd import pipeline
+    from qcrd.pipeline import run as pipeline
 
     finished = pipeline.run(config, display, options)
     rows = [[name, artifact.path] for name, artifact in finished.items()]
@@ -206,7 +208,7 @@ def headline_of(report: str) -> str:
 
 
 def _run_grid(grid: Grid, recipe: str, display: Display, options: Options, parallel: int | None) -> None:
-    from qcrd.run_grid import run_grid
+    from qcrd.grids.run import run_grid
 
     folder, results = run_grid(grid, display, project_root(recipe_file(recipe)), options, parallel)
     display.markdown(headline_of((folder / "report.md").read_text()))
@@ -217,8 +219,8 @@ def _run_grid(grid: Grid, recipe: str, display: Display, options: Options, paral
 
 
 def _run_sweep(sweep: Sweep, display: Display, options: Options, parallel: int | None) -> None:
-    from qcrd.compare import show
-    from qcrd.run_sweep import run_sweep
+    from qcrd.sweeps.compare import show
+    from qcrd.sweeps.run import run_sweep
 
     folder, results = run_sweep(sweep, display, options, parallel)
     show(results, display)
@@ -236,8 +238,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        from qcrd.distill.durable import is_full
-        from qcrd.storage import StorageAway
+        from qcrd.storage.atomic import is_full
+        from qcrd.storage.output import StorageAway
 
         if not (isinstance(error, StorageAway) or is_full(error)):
             raise
@@ -262,7 +264,7 @@ def submit(
 ) -> None:  # fmt: skip
     """Run an experiment, a grid or a sweep as a job of a Ray cluster, show its log, and end with its exit code."""
     from qcrd.console import Display
-    from qcrd.job import job_of, needed_variables, refuse_secrets, variable_names
+    from qcrd.jobs.job import job_of, needed_variables, refuse_secrets, variable_names
 
     names = variable_names(secrets)
     refuse_secrets(pairs_of(overrides or []), names)
@@ -271,7 +273,7 @@ def submit(
     flags = [f"{option}={value}" for option, value in options.items() if value is not None]
     flags += ["--retry-errors"] * retry_errors + ["--accept-missing"] * accept_missing
     job = job_of(made, recipe, overrides or [], flags, names)
-    from qcrd import submit as jobs
+    from qcrd.jobs import submit as jobs
 
     with Display() as display:
         client = jobs.connect(address, display.warn)
@@ -302,8 +304,8 @@ JobId = Annotated[str | None, typer.Argument(metavar="[JOB]", help="a job's id; 
 @app.command()
 def status(address: Address, job: JobId = None) -> None:
     """Show the jobs that were submitted to a cluster, or one job's state and last lines, with its exit code."""
-    from qcrd import submit as jobs
     from qcrd.console import Display
+    from qcrd.jobs import submit as jobs
 
     with Display() as display:
         client = jobs.connect(address, display.warn)
@@ -327,9 +329,9 @@ Html = Annotated[Path | None, typer.Option(help="file for the page; default: the
 @app.command()
 def compare(references: References, output: Runs = "runs", uri: Uri = None, html: Html = None) -> None:
     """Compare configurations: scores with intervals, cost, what matters, and which one to take."""
-    from qcrd.compare import compare as compare_runs
     from qcrd.config import TrackingConfig
     from qcrd.console import Display
+    from qcrd.sweeps.compare import compare as compare_runs
 
     with Display() as display:
         compare_runs(references, output, TrackingConfig(uri=uri), html, display)
@@ -351,6 +353,6 @@ Output = Annotated[Path | None, typer.Option(help="file to write, whole or not a
 @app.command()
 def predict(student: Trained, file: Questions, explain: Explain = False, output: Output = None) -> None:
     """Label questions with a finished student, one JSON line each: id, question, label (and rationale)."""
-    from qcrd.evaluate.answer import answer_file
+    from qcrd.evaluate.inference import answer_file
 
     answer_file(student, file, output, explain)

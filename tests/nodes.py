@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 
-from qcrd.storage import Storage
+from qcrd.storage.output import Storage
 from tests.s3 import S3, s3_server
 
 PLACE = "s3://runs/deep/x"

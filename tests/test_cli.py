@@ -13,10 +13,10 @@ import pytest
 from qcrd import cli
 from qcrd.cli import experiment, load
 from qcrd.config import ConfigError
-from qcrd.grid import Grid
-from qcrd.pipeline import check, plan
-from qcrd.recipes import load_recipe
-from qcrd.stages import stages_of
+from qcrd.config.grid import Grid
+from qcrd.config.recipes import load_recipe
+from qcrd.pipeline.run import check, plan
+from qcrd.pipeline.stages_of import stages_of
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")

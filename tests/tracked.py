@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from qcrd.mlflow_view import STATE
-from qcrd.tracking import RunRecord
+from qcrd.tracking.mlflow_view import STATE
+from qcrd.tracking.record import RunRecord
 
 
 def id_of(run: RunRecord) -> str:

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from qcrd.config import ExperimentConfig
-from qcrd.pipeline import start_ray
+from qcrd.pipeline.run import start_ray
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.sample import sample
 

@@ -43,18 +43,18 @@ import psutil
 from experiments.benchmarks.teacher import Numbers, show_numbers
 from experiments.sweeps.joint import recipe as joint
 from qcrd.config import TaskConfig, TrackingConfig, flatten
-from qcrd.mlflow_view import RUN_KEY, import_mlflow
-from qcrd.report.sweep_page import write_sweep_report
-from qcrd.search_space import OptunaProposer
-from qcrd.storage import Storage
-from qcrd.sweep import Sweep
-from qcrd.sweep_record import TRIALS, SweepRecord, read_results
+from qcrd.config.sweep import Sweep
+from qcrd.report.sweep.page import write_sweep_report
+from qcrd.storage.output import Storage
+from qcrd.sweeps.record import TRIALS, SweepRecord, read_results
+from qcrd.sweeps.search_space import OptunaProposer
+from qcrd.sweeps.tune_search import scheduler_of
 from qcrd.tasks import get_task
 from qcrd.tasks.files import data_folder
 from qcrd.teacher.cost import TokenCounter
 from qcrd.teacher.requests import read_prompt
-from qcrd.tracking import RunRecord, read_metrics
-from qcrd.tune_search import scheduler_of
+from qcrd.tracking.mlflow_view import RUN_KEY, import_mlflow
+from qcrd.tracking.record import RunRecord, read_metrics
 
 TRIAL_COUNT, ITERATIONS, SEEDS, AT_ONCE = 1000, 40, (0, 1, 2), 64
 APPENDED, REPORTED = 500, 500

@@ -17,12 +17,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from qcrd.config import DiscriminatorConfig, GeneratorConfig, NegativesConfig, ScratchConfig, StudentConfig, TaskConfig
-from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.discriminator import Discriminator, build_discriminator
-from qcrd.distill.generation import generate
 from qcrd.distill.negatives import Negative
 from qcrd.distill.step import QuestionBatch
-from qcrd.distill.student import (
+from qcrd.models.generation import generate
+from qcrd.models.student import (
     Student,
     build_student,
     encode_inputs,
@@ -32,12 +31,13 @@ from qcrd.distill.student import (
     train_tokenizer,
 )
 from qcrd.records import Example, Question
+from qcrd.runtime.devices import set_up_cuda
 from qcrd.seeding import generator, stable_seed
 from qcrd.tasks import get_task
 from qcrd.tasks.files import data_folder
 from qcrd.tasks.reading import normalised
-from qcrd.teacher.base import Call
-from qcrd.teacher.simulated import SimulatedTeacher
+from qcrd.teacher.backends.base import Call
+from qcrd.teacher.backends.simulated import SimulatedTeacher
 
 QUESTIONS_A_STEP, NEGATIVE_TOKENS = 8, 64
 OWN_RATIONALES = 10

@@ -37,9 +37,9 @@ from experiments.benchmarks.step_data import (
     with_positives,
 )
 from qcrd.config import LossConfig, NegativesConfig
-from qcrd.distill.optimizer import FlatAdamW
 from qcrd.distill.step import QuestionBatch, step_loss
-from qcrd.distill.workers import Workers
+from qcrd.models.optimizer import FlatAdamW
+from qcrd.runtime.workers import Workers
 
 LEARNING_RATE = 1e-9
 """So small that the weights stay put, and with them what is active."""

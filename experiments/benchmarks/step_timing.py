@@ -36,9 +36,9 @@ from experiments.benchmarks.step_processes import LEARNING_RATE, Work, start
 from qcrd.config import DiscriminatorConfig, LossConfig
 from qcrd.distill.discriminator import Discriminator, JudgedQuestion, judge_optimizer, optimizer_step
 from qcrd.distill.negatives import Negative
-from qcrd.distill.optimizer import FlatAdamW
 from qcrd.distill.step import QuestionBatch, step_loss
-from qcrd.distill.student import Student
+from qcrd.models.optimizer import FlatAdamW
+from qcrd.models.student import Student
 from qcrd.records import Example
 
 T = TypeVar("T")

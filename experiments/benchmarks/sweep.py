@@ -29,12 +29,12 @@ from experiments.benchmarks.teacher import Numbers, endpoint, show_numbers
 from experiments.quickstart import recipe as quickstart
 from experiments.sweeps.settings import base as smoke
 from qcrd.config import ExperimentConfig, with_overrides
+from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.pipeline import Options, run, start_ray, stop_ray
-from qcrd.report.sweep_data import SweepResults
-from qcrd.run_sweep import run_sweep
-from qcrd.sweep import Sweep
-from qcrd.sweep_record import SweepRecord
+from qcrd.pipeline.run import Options, run, start_ray, stop_ray
+from qcrd.report.sweep.data import SweepResults
+from qcrd.sweeps.record import SweepRecord
+from qcrd.sweeps.run import run_sweep
 
 SHORT = {
     "method": "finetune", "task.generator.train_size": 64, "task.generator.validation_size": 16,

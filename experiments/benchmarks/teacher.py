@@ -45,7 +45,7 @@ from rich.table import Table
 from qcrd.config import ExperimentConfig, TeacherConfig
 from qcrd.records import Question
 from qcrd.tasks import get_task
-from qcrd.teacher.base import Reply
+from qcrd.teacher.backends.base import Reply
 from qcrd.teacher.requests import missing_mask, wanted_samples
 from qcrd.teacher.store import SampleStore, StoreWriter
 

@@ -3,7 +3,7 @@
 from ray import tune
 
 from experiments.sweeps.settings import base, seeds, title
-from qcrd.sweep import Sweep
+from qcrd.config.sweep import Sweep
 
 
 def recipe(preset: str = "paper") -> Sweep:

@@ -17,14 +17,14 @@ from safetensors.torch import load
 
 from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import snapshot_name
-from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import set_weights
-from qcrd.distill.generation import Generated
 from qcrd.distill.loop import schedule_of
 from qcrd.distill.negatives import NegativeMaker
-from qcrd.distill.student import build_student
-from qcrd.storage import Storage
+from qcrd.models.generation import Generated
+from qcrd.models.student import build_student
+from qcrd.runtime.devices import set_up_cuda
+from qcrd.storage.output import Storage
 
 SNAPSHOT_SECONDS = 600.0
 """How long an actor waits for a snapshot that the trainer is still writing."""

@@ -25,10 +25,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from qcrd.artifacts import canonical_json, digest_of, sync_folder
-from qcrd.distill.durable import discard, remove_left_overs, whole_or_absent
-from qcrd.json_lines import read_json_lines
-from qcrd.storage import FILES, Storage
+from qcrd.storage.artifacts import canonical_json, digest_of, sync_folder
+from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent
+from qcrd.storage.json_lines import read_json_lines
+from qcrd.storage.output import FILES, Storage
 
 VERSION = 1
 KINDS = ("snapshots", "checkpoints")

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from qcrd.config import ExperimentConfig
-from qcrd.distill.student import load_tokenizer
+from qcrd.models.student import load_tokenizer
 from qcrd.records import Example, Question, read_rows
 
 

@@ -26,12 +26,12 @@ from transformers import (
 )
 
 from qcrd.config import DiscriminatorConfig
-from qcrd.distill.batching import Ids, length_sorted_batches, padded_inputs
 from qcrd.distill.losses import discriminator_loss
-from qcrd.distill.optimizer import FlatAdamW
-from qcrd.distill.packed_t5 import encode
-from qcrd.distill.student import eos_of, load_tokenizer, t5_config, train_tokenizer, with_separator
-from qcrd.distill.workers import Workers
+from qcrd.models.batching import Ids, length_sorted_batches, padded_inputs
+from qcrd.models.optimizer import FlatAdamW
+from qcrd.models.packed_t5 import encode
+from qcrd.models.student import eos_of, load_tokenizer, t5_config, train_tokenizer, with_separator
+from qcrd.runtime.workers import Workers
 from qcrd.seeding import stable_seed
 
 _T5_TYPES = ("t5", "mt5", "umt5")

@@ -10,11 +10,11 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from qcrd.config import ExperimentConfig
-from qcrd.distill.generation import generate
-from qcrd.distill.student import Student, encode_inputs
-from qcrd.distill.workers import Workers
+from qcrd.models.generation import generate
+from qcrd.models.student import Student, encode_inputs
 from qcrd.rationales.single_task import label_of, max_answer_tokens
 from qcrd.records import Question
+from qcrd.runtime.workers import Workers
 
 
 def greedy_labels(

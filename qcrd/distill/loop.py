@@ -18,21 +18,21 @@ from typing import Any, Protocol
 import torch
 from torch.nn.functional import pad
 
-from qcrd.artifacts import write_atomically
 from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import JudgedQuestion, judge_optimizer, load_discriminator, set_weights, weights_of
-from qcrd.distill.generation import Generated
-from qcrd.distill.judge import update_online
+from qcrd.distill.discriminator_training import update_online
 from qcrd.distill.labels import greedy_labels
 from qcrd.distill.negatives import Negative, NegativeMaker, snapshot_for
-from qcrd.distill.optimizer import FlatAdamW
 from qcrd.distill.schedule import Schedule, iteration_length
 from qcrd.distill.step import SELECTED, Metrics, QuestionBatch, step_loss
-from qcrd.distill.student import Student, build_student
-from qcrd.distill.workers import Workers
+from qcrd.models.generation import Generated
+from qcrd.models.optimizer import FlatAdamW
+from qcrd.models.student import Student, build_student
+from qcrd.runtime.workers import Workers
 from qcrd.seeding import generator, stable_seed
+from qcrd.storage.artifacts import write_atomically
 from qcrd.tasks.base import Task
 
 Event = dict[str, Any]

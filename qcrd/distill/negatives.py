@@ -14,15 +14,15 @@ from functools import cached_property
 
 from torch import nn
 
-from qcrd.artifacts import model_folder
 from qcrd.config import ExperimentConfig
-from qcrd.distill.batching import length_sorted_batches
 from qcrd.distill.data import TrainingData
-from qcrd.distill.generation import Generated, generate_batches, in_order
 from qcrd.distill.schedule import Schedule
-from qcrd.distill.student import Student, eos_of, load_student
+from qcrd.models.batching import length_sorted_batches
+from qcrd.models.generation import Generated, generate_batches, in_order
+from qcrd.models.student import Student, eos_of, load_student
 from qcrd.records import Example
 from qcrd.seeding import generator
+from qcrd.storage.artifacts import model_folder
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ from typing import Any
 
 import torch
 
-from qcrd.artifacts import write_atomically
 from qcrd.config import ExperimentConfig, with_overrides
-from qcrd.distill.durable import discard, remove_left_overs, whole_or_absent
 from qcrd.distill.loop import Event
 from qcrd.distill.results import RESULTS
-from qcrd.distill.trial import SeedJob, train_seeds
+from qcrd.storage.artifacts import write_atomically
+from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent
+from qcrd.sweeps.seeds import SeedJob, train_seeds
 
 MEMBER = "member.json"
 Entry = dict[str, Any]

@@ -12,12 +12,12 @@ from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import clear
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import save_discriminator, set_weights
-from qcrd.distill.durable import whole_or_absent
 from qcrd.distill.loop import Training
-from qcrd.distill.student import Student
-from qcrd.json_lines import parse_json_lines
+from qcrd.models.student import Student
 from qcrd.rationales.single_task import PHRASE, max_answer_tokens
-from qcrd.storage import Storage
+from qcrd.storage.atomic import whole_or_absent
+from qcrd.storage.json_lines import parse_json_lines
+from qcrd.storage.output import Storage
 
 RESULTS = "results"
 """The folder of results beside a training's checkpoints, whole or absent."""

@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from qcrd.config import LossConfig
-from qcrd.distill.batching import Ids, on_device, pad
 from qcrd.distill.losses import (
     CandidateWeights,
     candidate_weights,
@@ -25,7 +24,8 @@ from qcrd.distill.losses import (
     mutual_information_loss,
     token_mean_weights,
 )
-from qcrd.distill.student import Student
+from qcrd.models.batching import Ids, on_device, pad
+from qcrd.models.student import Student
 from qcrd.records import Example
 
 Metrics = dict[str, torch.Tensor]

@@ -24,15 +24,15 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
 from qcrd.distill.checkpoint import CheckpointStore, clear
-from qcrd.distill.cuda import set_up_cuda
 from qcrd.distill.data import load_training_data
 from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
-from qcrd.distill.durable import is_full
-from qcrd.distill.judge import pretrain
+from qcrd.distill.discriminator_training import pretrain
 from qcrd.distill.loop import Event, Training
 from qcrd.distill.results import RESULTS, copy_results, keep_results
-from qcrd.distill.workers import Workers
-from qcrd.storage import Storage
+from qcrd.runtime.devices import set_up_cuda
+from qcrd.runtime.workers import Workers
+from qcrd.storage.atomic import is_full
+from qcrd.storage.output import Storage
 from qcrd.tasks import get_task
 
 FAILURE = "failure.txt"

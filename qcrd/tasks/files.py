@@ -10,8 +10,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from qcrd.artifacts import file_digest
 from qcrd.config import ConfigError, TaskConfig
+from qcrd.storage.artifacts import file_digest
 
 TIMEOUT_SECONDS = 60.0
 DOWNLOAD = "download"

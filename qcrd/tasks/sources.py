@@ -19,8 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcrd.artifacts import canonical_json, digest_of, file_digest
 from qcrd.config import ConfigError, TaskConfig
+from qcrd.storage.artifacts import canonical_json, digest_of, file_digest
 from qcrd.tasks.files import DOWNLOAD, data_folder, downloaded, is_url
 
 Row = Mapping[str, Any]

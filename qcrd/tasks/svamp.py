@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from qcrd.artifacts import file_digest
 from qcrd.config import ConfigError, TaskConfig
 from qcrd.records import Question
+from qcrd.storage.artifacts import file_digest
 from qcrd.tasks.base import Parser
 from qcrd.tasks.equations import ANSWER_PHRASE, answer_of, is_right, parse, states_answer
 from qcrd.tasks.files import DOWNLOAD, check_file, data_file, is_url

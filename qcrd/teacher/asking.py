@@ -17,7 +17,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_exponential_jitter
 
 from qcrd.config import TeacherConfig
-from qcrd.teacher.base import Answer, Call, Failure, Record, Reply, Teacher, TeacherError
+from qcrd.teacher.backends.base import Answer, Call, Failure, Record, Reply, Teacher, TeacherError
 from qcrd.teacher.cost import Price, spent_usd, worst_case_prompt_tokens
 from qcrd.teacher.limits import GaveUp, Grant, Need, Outcome, Report
 from qcrd.teacher.store import StoreWriter

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.records import RowWriter, Sample
-from qcrd.teacher.base import Record, Reply
+from qcrd.teacher.backends.base import Record, Reply
 from qcrd.teacher.cost import Price, spent_usd
 from qcrd.teacher.requests import Wanted
 from qcrd.teacher.store import StoreIndex

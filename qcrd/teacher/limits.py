@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from qcrd.teacher.base import RateHeaders
+from qcrd.teacher.backends.base import RateHeaders
 
 WINDOW_SECONDS = 2.0
 WINDOW_ATTEMPTS = 10

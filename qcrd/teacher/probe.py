@@ -16,8 +16,8 @@ import numpy as np
 from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.tasks.base import Prompted
 from qcrd.teacher.asking import Asker, Leases, Stopped
-from qcrd.teacher.base import Answer, TeacherError
-from qcrd.teacher.build import build_teacher, make_limits
+from qcrd.teacher.backends.base import Answer, TeacherError
+from qcrd.teacher.backends.build import build_teacher, make_limits
 from qcrd.teacher.cost import Price
 from qcrd.teacher.limits import Grant, Need, Report
 from qcrd.teacher.requests import Wanted, build_call, read_prompt, split_calls

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from qcrd.artifacts import digest_of, folder_digest
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import SEPARATOR, Question
 from qcrd.seeding import stable_seed
-from qcrd.storage import Storage
+from qcrd.storage.artifacts import digest_of, folder_digest
+from qcrd.storage.output import Storage
 from qcrd.tasks.base import Prompted
-from qcrd.teacher.base import Call
-from qcrd.teacher.imported import import_identity
+from qcrd.teacher.backends.base import Call
+from qcrd.teacher.backends.imported import import_identity
 from qcrd.teacher.store import KEY_TYPE, StoreIndex, question_key, sample_key
 
 _ANY_QUESTION = f"QUESTION{SEPARATOR}QUESTION"

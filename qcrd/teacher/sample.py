@@ -31,12 +31,12 @@ from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import Question
 from qcrd.tasks.base import Prompted
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped, all_of
-from qcrd.teacher.base import TeacherError
-from qcrd.teacher.batch import BatchSummary, resume_batches, run_batches
-from qcrd.teacher.build import build_teacher, make_limits
+from qcrd.teacher.backends.base import TeacherError
+from qcrd.teacher.backends.build import build_teacher, make_limits
+from qcrd.teacher.backends.imported import ImportedCompletions, read_completions
+from qcrd.teacher.batch.mode import BatchSummary, resume_batches, run_batches
 from qcrd.teacher.cost import Price, read_price, spent_usd, worst_case_prompt_tokens
 from qcrd.teacher.freeze import freeze, spent_before
-from qcrd.teacher.imported import ImportedCompletions, read_completions
 from qcrd.teacher.limits import Grant, Need, Report, Totals
 from qcrd.teacher.probe import probe, samples_per_request
 from qcrd.teacher.requests import (

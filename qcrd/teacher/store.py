@@ -33,9 +33,9 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from qcrd.artifacts import canonical_json, digest_of, sync_folder
-from qcrd.storage import Storage, patiently
-from qcrd.teacher.base import Failure, Record, Reply, as_count
+from qcrd.storage.artifacts import canonical_json, digest_of, sync_folder
+from qcrd.storage.output import Storage, patiently
+from qcrd.teacher.backends.base import Failure, Record, Reply, as_count
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 
 from qcrd.cli import app
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
-from qcrd.job import EXCLUDES
+from qcrd.jobs.job import EXCLUDES
 
 ROOT = Path(__file__).resolve().parents[2]
 CLUSTER = ROOT / "cluster"

@@ -19,7 +19,7 @@ from transformers.models.t5.modeling_t5 import T5LayerNorm
 
 from qcrd.config import ScratchConfig, StudentConfig
 from qcrd.distill.step import QuestionBatch
-from qcrd.distill.student import (
+from qcrd.models.student import (
     Student,
     as_student,
     build_student,

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from qcrd.config import LossConfig
 from qcrd.distill.step import QuestionBatch
-from qcrd.distill.student import Student
+from qcrd.models.student import Student
 
 Rows = Sequence[Sequence[int]]
 

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-from qcrd.distill import durable
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress, clear
-from qcrd.storage import Storage
+from qcrd.storage import atomic as durable
+from qcrd.storage.output import Storage
 
 IDENTITY = {"train": {"learning_rate": 0.0001, "betas": (0.9, 0.999)}, "inputs": {"rationales": "abc"}}
 FORK = multiprocessing.get_context("fork")

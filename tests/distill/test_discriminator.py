@@ -13,7 +13,7 @@ from qcrd.distill.discriminator import (
     rationale_loss,
     save_discriminator,
 )
-from qcrd.distill.judge import HeldOut, augment, pretrain, split_held_out
+from qcrd.distill.discriminator_training import HeldOut, augment, pretrain, split_held_out
 from tests.distill.helpers import TEXTS
 
 SCRATCH = ScratchConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)

@@ -4,12 +4,12 @@ import torch
 
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.distill.data import TrainingData
-from qcrd.distill.generation import generate
 from qcrd.distill.labels import greedy_labels
 from qcrd.distill.loop import accuracy_of
 from qcrd.distill.step import QuestionBatch, finetune_step
-from qcrd.distill.student import build_student, encode_inputs, encode_targets, train_tokenizer
-from qcrd.evaluate.predict import predict_labels
+from qcrd.evaluate.predictions import predict_labels
+from qcrd.models.generation import generate
+from qcrd.models.student import build_student, encode_inputs, encode_targets, train_tokenizer
 from qcrd.rationales.single_task import PHRASE, encode_whole_targets, max_answer_tokens
 from qcrd.records import Question
 from qcrd.tasks import get_task

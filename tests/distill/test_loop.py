@@ -15,14 +15,14 @@ from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import build_discriminator, save_discriminator
 from qcrd.distill.loop import Training
 from qcrd.distill.results import write_results
-from qcrd.distill.student import encode_inputs, encode_targets, load_student, train_tokenizer
+from qcrd.models.student import encode_inputs, encode_targets, load_student, train_tokenizer
 from qcrd.rationales.consistency import judge_question
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Rationale, Sample, Vote
-from qcrd.storage import Storage
+from qcrd.storage.output import Storage
 from qcrd.tasks import get_task, load_questions
-from qcrd.teacher.base import Call
-from qcrd.teacher.simulated import SimulatedTeacher
+from qcrd.teacher.backends.base import Call
+from qcrd.teacher.backends.simulated import SimulatedTeacher
 
 SIZES = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_decoder_layers": 1, "num_heads": 2}
 

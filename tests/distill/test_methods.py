@@ -14,7 +14,7 @@ import torch
 
 from qcrd.config import LossConfig
 from qcrd.distill.step import QuestionBatch, dss_step, mi_step, step_loss
-from qcrd.distill.student import Student, encode_targets
+from qcrd.models.student import Student, encode_targets
 from tests.distill.helpers import (
     LABELS,
     POSITIVES,

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from qcrd.config import LossConfig, ScratchConfig, StudentConfig
-from qcrd.distill.batching import padded_inputs
 from qcrd.distill.losses import IGNORED
-from qcrd.distill.packed_t5 import GROUP_RATIO
 from qcrd.distill.step import QuestionBatch, finetune_step, qcrd_step
-from qcrd.distill.student import Student, build_student
+from qcrd.models.batching import padded_inputs
+from qcrd.models.packed_t5 import GROUP_RATIO
+from qcrd.models.student import Student, build_student
 from tests.distill.helpers import (
     assert_equal_gradients,
     bert_pair,

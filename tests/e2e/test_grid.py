@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 RECIPE = f"""
 from experiments.quickstart import recipe as quickstart
 from qcrd.config import with_overrides
-from qcrd.grid import Cell, Grid
+from qcrd.config.grid import Cell, Grid
 
 def recipe() -> Grid:
     base = with_overrides(quickstart(), dict(pair.split("=") for pair in {TINY!r}))

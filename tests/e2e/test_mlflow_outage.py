@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from qcrd.config import ExperimentConfig, TrackingConfig
-from qcrd.mlflow_view import tracking_uri
-from qcrd.tracking import RunRecord, read_metrics
+from qcrd.tracking.mlflow_view import tracking_uri
+from qcrd.tracking.record import RunRecord, read_metrics
 from tests.tracked import id_of
 
 pytestmark = pytest.mark.e2e
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.e2e
 CHILD = """
 import sys
 from pathlib import Path
-from qcrd import tracking
+from qcrd.tracking import record as tracking
 from qcrd.config import TrackingConfig
 tracking.SYNC_SECONDS = 0.01
 output = Path(sys.argv[1])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from qcrd.distill.student import Student, build_student
+from qcrd.models.student import Student, build_student
 from tests.distill.helpers import tiny_config, tiny_tokenizer
 
 LIMITS = {"max_input_tokens": 40, "max_label_tokens": 6, "max_target_tokens": 12}

@@ -1,7 +1,7 @@
 """How rationales go with answers, worked out by hand."""
 
 from qcrd.evaluate.metrics import explanation_metrics
-from qcrd.evaluate.stage import drawn
+from qcrd.evaluate.students import drawn
 from qcrd.records import Explanation, Prediction, Question
 from qcrd.tasks import get_task
 

@@ -11,13 +11,13 @@ import pytest
 
 from qcrd.config import ExperimentConfig
 from qcrd.console import Display
-from qcrd.pipeline import plan
+from qcrd.pipeline.run import plan
+from qcrd.pipeline.stages_of import Stage, StageRun, stages_of
 from qcrd.rationales.consistency import statistics
 from qcrd.records import Example, Question, Rationale, Sample, Vote, read_rows, write_rows
-from qcrd.stages import Stage, StageRun, stages_of
 from qcrd.tasks import get_task
 from qcrd.teacher.requests import wanted_samples
-from qcrd.tracking import RunRecord
+from qcrd.tracking.record import RunRecord
 
 SPLITS = ("train", "validation", "test")
 

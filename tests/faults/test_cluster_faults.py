@@ -16,7 +16,7 @@ import ray
 from ray._private.state import state
 
 from qcrd.records import Sample, read_rows
-from qcrd.sweep_record import read_results
+from qcrd.sweeps.record import read_results
 from tests.e2e.conftest import whole  # noqa: F401 - a fixture
 from tests.e2e.test_mlflow_outage import free_port, recorded, shown, start_server, stop_server
 from tests.e2e.whole_runs import ROOT, WHOLE, assert_same, command, only
@@ -199,7 +199,7 @@ def _watch(nodes: set[str], is_time: Callable[[], bool]) -> None:
 SIXTEEN = """
 from ray import tune
 from experiments.sweeps.settings import base
-from qcrd.sweep import Sweep
+from qcrd.config.sweep import Sweep
 
 def recipe() -> Sweep:
     space = {"train.learning_rate": tune.grid_search([1e-4 * (1 + i) for i in range(16)])}

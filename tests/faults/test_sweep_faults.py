@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from qcrd.report.sweep_data import SweepResults
-from qcrd.sweep_record import SweepRecord, read_results
+from qcrd.report.sweep.data import SweepResults
+from qcrd.sweeps.record import SweepRecord, read_results
 from tests.e2e.whole_runs import ROOT
 
 pytestmark = pytest.mark.faults
 RECIPE = """
 from ray import tune
 from experiments.sweeps.settings import base
-from qcrd.sweep import Sweep
+from qcrd.config.sweep import Sweep
 
 def recipe() -> Sweep:
     changes = {"method": "dss", "train.steps": 60, "resources.threads": 1}

@@ -17,13 +17,13 @@ from ray import tune
 from rich.console import Console
 
 from experiments.sweeps.settings import base
-from qcrd import tracking
+from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.mlflow_view import RUN_KEY
-from qcrd.run_sweep import run_sweep
-from qcrd.search_space import listed
-from qcrd.sweep import Sweep
-from qcrd.tracking import is_open, read_items
+from qcrd.sweeps.run import run_sweep
+from qcrd.sweeps.search_space import listed
+from qcrd.tracking import record as tracking
+from qcrd.tracking.mlflow_view import RUN_KEY
+from qcrd.tracking.record import is_open, read_items
 from tests.e2e.test_mlflow_outage import free_port, recorded, shown, start_server, stop_server
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 from ray.cluster_utils import Cluster
 
-from qcrd.tracking import read_metrics
+from qcrd.tracking.record import read_metrics
 from tests.e2e.whole_runs import TINY, command, only, rows_of
 
 pytestmark = pytest.mark.faults

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qcrd.config import ExperimentConfig
-from qcrd.distill.student import encode_targets, load_tokenizer
+from qcrd.models.student import encode_targets, load_tokenizer
 from qcrd.rationales.single_task import encode_whole_targets, label_of, max_answer_tokens
 
 SINGLE = ExperimentConfig(name="x", method="single_task")

@@ -1,7 +1,7 @@
 """Examples: prefixes, EOS, limits, sides, and where labels come from."""
 
 from qcrd.config import ExperimentConfig, with_overrides
-from qcrd.distill.student import encode_inputs, encode_targets, train_tokenizer
+from qcrd.models.student import encode_inputs, encode_targets, train_tokenizer
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Question, Rationale, Vote
 

@@ -17,13 +17,13 @@ from qcrd.distill.async_negatives import AsyncNegatives
 from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import set_weights, weights_of
-from qcrd.distill.generation import Generated
 from qcrd.distill.loop import Event, Training, schedule_of
 from qcrd.distill.negatives import NegativeMaker
-from qcrd.distill.student import Student, build_student
 from qcrd.distill.train import check_resources
+from qcrd.models.generation import Generated
+from qcrd.models.student import Student, build_student
 from qcrd.records import Example, Question, write_rows
-from qcrd.storage import Storage
+from qcrd.storage.output import Storage
 from qcrd.tasks import get_task
 from tests.distill.helpers import tiny_tokenizer
 from tests.distill.test_loop import config_of, data_of

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
-from qcrd.evaluate.comparison import check_judge, compare_rationales, comparison_requests
+from qcrd.config.grid import Comparison
+from qcrd.evaluate.llm_judge import check_judge, compare_rationales, comparison_requests
 from qcrd.evaluate.verdicts import PROMPT, ComparisonResult, JudgedPair, judge_prompt
-from qcrd.grid import Comparison
 from qcrd.records import Explanation, Question, read_rows
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.cost import worst_case_prompt_tokens

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from qcrd.artifacts import folder_digest
 from qcrd.config import ExperimentConfig
 from qcrd.distill.discriminator import JudgedQuestion
 from qcrd.distill.train import pretrain_judge
 from qcrd.records import Question, Rationale, Sample, Vote, read_rows
+from qcrd.storage.artifacts import folder_digest
 from tests.evaluate.test_splits import SPLITS, run_stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qcrd.config import ExperimentConfig
-from qcrd.distill.durable import is_full
 from qcrd.distill.train import StageFailed, run_remotely
+from qcrd.storage.atomic import is_full
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 

@@ -27,8 +27,8 @@ from ray.job_submission import JobSubmissionClient
 from rich.console import Console
 
 from qcrd.console import Display
-from qcrd.submit import connect, exit_code, follow
-from qcrd.tracking import git_state, read_items
+from qcrd.jobs.submit import connect, exit_code, follow
+from qcrd.tracking.record import git_state, read_items
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = "experiments/quickstart.py"

@@ -20,16 +20,16 @@ from rich.console import Console
 from experiments.quickstart import recipe as quickstart
 from experiments.sweeps.settings import base as smoke
 from qcrd.config import ExperimentConfig, with_overrides
+from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.distill import trial as trial_module
 from qcrd.distill.population import begin_life, newest_life, take_over, train_member
 from qcrd.distill.train import everywhere, named, set_up_torch, training_name
-from qcrd.distill.trial import SeedJob, train_seeds
-from qcrd.pipeline import DEFAULT_OPTIONS, Options, open_record, prepare_student, run, student_job
-from qcrd.run_sweep import run_sweep
-from qcrd.search_space import key_of
-from qcrd.sweep import Sweep
-from qcrd.sweep_record import TRIALS, SweepRecord
+from qcrd.pipeline.run import DEFAULT_OPTIONS, Options, open_record, prepare_student, run, student_job
+from qcrd.sweeps import seeds as trial_module
+from qcrd.sweeps.record import TRIALS, SweepRecord
+from qcrd.sweeps.run import run_sweep
+from qcrd.sweeps.search_space import key_of
+from qcrd.sweeps.seeds import SeedJob, train_seeds
 
 pytestmark = pytest.mark.usefixtures("ray_started")
 TINY = {

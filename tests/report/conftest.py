@@ -2,7 +2,7 @@
 
 import pytest
 
-from qcrd.report import figures
+from qcrd.report.experiment import figures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qcrd.report.sweep_data import Configuration, Status, SweepResults
+from qcrd.report.sweep.data import Configuration, Status, SweepResults
 
 
 def one(

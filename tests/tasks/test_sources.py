@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.artifacts import file_digest
 from qcrd.config import ConfigError, TaskConfig
+from qcrd.storage.artifacts import file_digest
 from qcrd.tasks.sources import (
     Benchmark,
     Hub,

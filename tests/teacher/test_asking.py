@@ -17,10 +17,10 @@ import pytest
 from qcrd.config import TeacherConfig
 from qcrd.teacher import asking
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped
-from qcrd.teacher.base import Answer, Call, Failure, Record, Reply, TeacherError
+from qcrd.teacher.backends.base import Answer, Call, Failure, Record, Reply, TeacherError
+from qcrd.teacher.backends.openai_endpoint import OpenAITeacher
 from qcrd.teacher.cost import Price
 from qcrd.teacher.limits import Grant, Need, Report, SharedLimits
-from qcrd.teacher.openai_client import OpenAITeacher
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreWriter, question_key, sample_key
 from tests.teacher.loopback import (
     BREAK,

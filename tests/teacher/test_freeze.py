@@ -12,7 +12,7 @@ from qcrd import records
 from qcrd.config import ExperimentConfig
 from qcrd.records import Question, RowWriter, Sample, Score, iter_rows, read_rows, write_rows
 from qcrd.tasks import get_task
-from qcrd.teacher.base import Failure, Record, Reply
+from qcrd.teacher.backends.base import Failure, Record, Reply
 from qcrd.teacher.cost import Price
 from qcrd.teacher.freeze import freeze, spent_before
 from qcrd.teacher.requests import Wanted, wanted_samples

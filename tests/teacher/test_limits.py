@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from qcrd.teacher.base import RateHeaders
+from qcrd.teacher.backends.base import RateHeaders
 from qcrd.teacher.limits import MAX_PAUSE_SECONDS, GaveUp, Need, Outcome, Report, SharedLimits
 
 

@@ -14,7 +14,7 @@ from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.teacher import asking
 from qcrd.teacher.asking import Stopped
-from qcrd.teacher.base import Failure, Record, Reply
+from qcrd.teacher.backends.base import Failure, Record, Reply
 from qcrd.teacher.cost import Price, worst_case_prompt_tokens
 from qcrd.teacher.probe import MEMORY, probe, remember, samples_per_request
 from qcrd.teacher.requests import Wanted, missing_mask, wanted_samples

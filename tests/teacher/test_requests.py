@@ -11,7 +11,7 @@ import pytest
 from qcrd.config import TEACHER_MEANS, ConfigError, ExperimentConfig, TeacherConfig, with_overrides
 from qcrd.records import SEPARATOR, Question
 from qcrd.tasks import get_task
-from qcrd.teacher.base import Call, Failure, Record, Reply
+from qcrd.teacher.backends.base import Call, Failure, Record, Reply
 from qcrd.teacher.requests import (
     Wanted,
     build_call,

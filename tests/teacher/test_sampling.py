@@ -15,7 +15,7 @@ from qcrd.config import ExperimentConfig, TeacherConfig
 from qcrd.records import Sample, read_rows
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.asking import Stopped
-from qcrd.teacher.base import Failure, Reply
+from qcrd.teacher.backends.base import Failure, Reply
 from qcrd.teacher.cost import read_price
 from qcrd.teacher.limits import GaveUp, Need, Outcome
 from qcrd.teacher.requests import store_place, wanted_samples

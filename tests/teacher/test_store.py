@@ -20,9 +20,9 @@ import fsspec
 import numpy as np
 import pytest
 
-from qcrd import storage as storage_module
+from qcrd.storage import output as storage_module
 from qcrd.teacher import store as store_module
-from qcrd.teacher.base import Failure, Record, Reply
+from qcrd.teacher.backends.base import Failure, Record, Reply
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
 from tests.s3 import S3, s3_server
 

@@ -1,0 +1,63 @@
+"""Settings of the command line (`key=value`) put into what a recipe gives: an experiment, a grid or a sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qcrd.config.experiment import ConfigError, ExperimentConfig, RationalesConfig, with_overrides
+from qcrd.config.grid import Grid, as_judge
+from qcrd.config.sweep import Sweep
+
+
+def pairs_of(overrides: Sequence[str]) -> dict[str, str]:
+    """`key=value` overrides as a mapping. Raises `ConfigError`."""
+    pairs = {}
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise ConfigError(f"override: {text!r} is not allowed; write key=value, e.g. negatives.gap=3")
+        pairs[key] = value
+    return pairs
+
+
+_NOT_PASSED = frozenset({"method", "name", "negatives", "output", "resources", "seed", "tracking"})
+"""What a student that writes negatives has of its own, or of the experiment in any case (`pipeline.fixed_recipe`)."""
+
+
+def override_experiment(config: ExperimentConfig, pairs: Mapping[str, str]) -> ExperimentConfig:
+    """An experiment with overrides, which hold for the student that writes its negatives, too."""
+    changed = with_overrides(config, pairs)
+    passed = {key: value for key, value in pairs.items() if key.partition(".")[0] not in _NOT_PASSED}
+    if changed.fixed_recipe is None or not passed:
+        return changed
+    return with_overrides(changed, {"negatives.fixed_overrides": changed.negatives.fixed_overrides | passed})
+
+
+def _parted(pairs: Mapping[str, str], group: str) -> tuple[dict[str, str], dict[str, str]]:
+    """The settings of a group (`sweep.…`) without its name, and the others."""
+    own = {key.removeprefix(f"{group}."): value for key, value in pairs.items() if key.startswith(f"{group}.")}
+    return own, {key: value for key, value in pairs.items() if not key.startswith(f"{group}.")}
+
+
+def override_grid(grid: Grid, pairs: Mapping[str, str], seeds: str | None) -> Grid:
+    """A grid with its judge's settings (judge.model=…), those of all cells, and seeds replaced."""
+    own, others = _parted(pairs, "judge")
+    cells = [cell.model_copy(update={"config": override_experiment(cell.config, others)}) for cell in grid.cells]
+    changed: dict[str, Any] = {"cells": cells} | ({} if seeds is None else {"seeds": seeds.split(",")})
+    if own:
+        if grid.judge is None:
+            raise ConfigError(f"judge.{next(iter(own))}: not allowed; no judge LLM is asked in {grid.name}")
+        samples = RationalesConfig(num_samples=grid.judge.num_samples)
+        asking = ExperimentConfig(name="judge", teacher=grid.judge, rationales=samples)
+        with as_judge():
+            changed["judge"] = with_overrides(asking, {f"teacher.{key}": value for key, value in own.items()}).teacher
+    return Grid.model_validate(grid.model_dump() | changed)
+
+
+def override_sweep(sweep: Sweep, pairs: Mapping[str, str], seeds: str | None) -> Sweep:
+    """A sweep with its own settings (sweep.budget_hours=2), those of its base, and seeds replaced."""
+    own, others = _parted(pairs, "sweep")
+    base = override_experiment(sweep.base, others)
+    changed: dict[str, Any] = {**own, "base": base} | ({} if seeds is None else {"seeds": seeds.split(",")})
+    return Sweep.model_validate({**dict(sweep), **changed})

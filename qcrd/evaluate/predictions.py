@@ -1,0 +1,65 @@
+"""Asking a trained student: labels (greedy), rationales, and the judge's scores of rationales.
+
+Knows nothing about training, Ray or folders of artifacts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from transformers import PreTrainedTokenizerBase
+
+from qcrd.config import ExperimentConfig
+from qcrd.distill.discriminator import Discriminator
+from qcrd.distill.labels import greedy_labels
+from qcrd.models.generation import generate
+from qcrd.models.student import Student, encode_inputs
+from qcrd.records import Explanation, Prediction, Question
+from qcrd.seeding import generator
+from qcrd.tasks.base import Task
+
+
+def predict_labels(
+    config: ExperimentConfig,
+    student: Student,
+    tokenizer: PreTrainedTokenizerBase,
+    task: Task,
+    questions: Sequence[Question],
+    checkpoint: str,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Prediction]:
+    """Greedy labels of some questions, in batches sorted by length."""
+    labels = greedy_labels(config, student, tokenizer, questions, on_progress=on_progress)
+    return [
+        Prediction(q.id, q.split, checkpoint, label, task.answer_of(label), task.is_right(label, q))
+        for q, label in zip(questions, labels, strict=True)
+    ]
+
+
+def explain(
+    config: ExperimentConfig,
+    student: Student,
+    tokenizer: PreTrainedTokenizerBase,
+    judge: Discriminator | None,
+    questions: Sequence[Question],
+    temperature: float,
+    max_new_tokens: int,
+) -> list[Explanation]:
+    """One rationale for each question at a temperature (0: greedy), scored by the judge where there is one."""
+    if not questions:
+        return []
+    texts = [config.student.prefixes.explain + question.text for question in questions]
+    made = generate(
+        student, encode_inputs(tokenizer, texts, config.student.max_input_tokens),
+        max_new_tokens=max_new_tokens, batch_size=config.evaluation.batch_size,
+        temperature=temperature, top_k=config.negatives.top_k,
+        stream=lambda row: generator(config.seed, "explain", f"{temperature:g}", questions[row].id),
+    )  # fmt: skip
+    rationales = [text.strip() for text in tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)]
+    scores: Sequence[float | None] = [None] * len(questions)
+    if judge is not None:
+        scores = judge.score([(q.text, text) for q, text in zip(questions, rationales, strict=True)])
+    return [
+        Explanation(q.id, q.split, temperature, 0, text, one.truncated, score)
+        for q, text, one, score in zip(questions, rationales, made, scores, strict=True)
+    ]

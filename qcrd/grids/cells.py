@@ -1,0 +1,84 @@
+"""A grid's finished cells as small files that can be committed, and read back as finished in another checkout.
+
+A cell and seed is one folder, named by row, column, seed and identity: `cell.json` (what was measured, by which command
+and commit), `predictions.parquet` (labels of the test questions at the best validation checkpoint), `metrics.jsonl`,
+`explanations.parquet` and `scores.parquet` (what the student wrote, and the judge's scores). The identity covers the
+settings and versions of all stages and the content of models and question files, so a cell of other settings is not
+taken for this one. Neither weights nor questions are in these files.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+from qcrd.config import ExperimentConfig
+from qcrd.config.grid import Cell
+from qcrd.pipeline.stages_of import stages_of
+from qcrd.records import Explanation, Prediction, Score, read_rows, write_rows
+from qcrd.report.grid.data import CellResult
+from qcrd.storage.artifacts import digest_of, write_atomically
+from qcrd.storage.json_lines import read_json_lines
+
+CELL, PREDICTIONS, METRICS, EXPLANATIONS, SCORES = (
+    "cell.json", "predictions.parquet", "metrics.jsonl", "explanations.parquet", "scores.parquet",
+)  # fmt: skip
+
+
+def cell_identity(config: ExperimentConfig) -> str:
+    """Digest of all that decides an experiment's numbers: settings and versions of its stages."""
+    stages = {s.name: [s.version, s.settings(config)] for s in stages_of(config) if s.name != "report"}
+    return digest_of(stages)
+
+
+def slug(text: str) -> str:
+    """Text as a part of a file's name."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def cell_name(cell: Cell, seed: int) -> str:
+    return f"{slug(cell.row)}--{slug(cell.column)}--seed{seed}"
+
+
+def cell_folder(root: Path, cell: Cell, config: ExperimentConfig) -> Path:
+    """Where a cell lies under `root`; `config` has its seed."""
+    return root / f"{cell_name(cell, config.seed)}-{cell_identity(config)[:12]}"
+
+
+def write_cell(folder: Path, result: CellResult, predictions: list[Prediction], about: Mapping[str, str]) -> None:
+    """Write a finished cell. A folder that is there stays as it is."""
+    if (folder / CELL).is_file():
+        return
+    shutil.rmtree(folder, ignore_errors=True)  # left by a crash
+    folder.mkdir(parents=True)
+    write_rows(folder / PREDICTIONS, Prediction, predictions)
+    write_rows(folder / EXPLANATIONS, Explanation, result.explanations)
+    write_rows(folder / SCORES, Score, result.scores)
+    (folder / METRICS).write_text("".join(json.dumps(dict(row)) + "\n" for row in result.rows))
+    cell = {
+        "row": result.row, "column": result.column, "seed": result.seed, "value": result.value,
+        "about": dict(about), "metrics": dict(result.metrics),
+    }  # fmt: skip
+    write_atomically(folder / CELL, json.dumps(cell, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def read_cell(folder: Path) -> CellResult | None:
+    """A cell that is there whole; else None."""
+    if not (folder / CELL).is_file():
+        return None
+    cell = json.loads((folder / CELL).read_text())
+    return CellResult(
+        row=cell["row"], column=cell["column"], seed=cell["seed"], value=cell["value"], metrics=cell["metrics"],
+        right=right_of(read_rows(folder / PREDICTIONS, Prediction)),
+        rows=read_json_lines(folder / METRICS),
+        explanations=read_rows(folder / EXPLANATIONS, Explanation), scores=read_rows(folder / SCORES, Score),
+        source=str(folder),
+    )  # fmt: skip
+
+
+def right_of(predictions: list[Prediction]) -> dict[str, bool]:
+    """Test question id → whether its label is right at the best validation checkpoint."""
+    return {p.question_id: p.right for p in predictions if p.split == "test" and p.checkpoint == "best"}

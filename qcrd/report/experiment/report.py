@@ -1,0 +1,143 @@
+"""One experiment's report: `report.md`, its figures and `summary.json`.
+
+It only reads what the stages before it wrote: a number that is not in their files is "not measured". Knows nothing
+about models, Ray or MLflow.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qcrd.config import ExperimentConfig, flatten
+from qcrd.report.experiment.data import ReportData, read_report_data
+from qcrd.report.experiment.figures import learning_curves, loss_health, score_densities
+from qcrd.report.experiment.flow import examples_section, flow_section, statistics_section
+from qcrd.report.experiment.health import (
+    health_metrics,
+    health_section,
+    judge_section,
+    scored_questions,
+    scores_by_source,
+    warnings_of,
+)
+from qcrd.report.experiment.results import best_step, headline, result_section
+from qcrd.report.markdown import cell, table
+
+_SETTINGS = {
+    "always": (
+        "method", "seed", "task.name", "task.seed", "task.train_limit", "student.kind", "student.dtype",
+        "train.labels", "train.steps", "train.iteration_steps", "train.global_batch_size", "train.learning_rate",
+        "evaluation.validation_limit",
+    ),
+    "model": ("student.model", "student.revision"),
+    "scratch": ("student.scratch.d_model", "student.scratch.num_layers", "student.scratch.num_decoder_layers"),
+    "teacher": ("teacher.kind", "teacher.num_samples", "rationales.num_samples", "rationales.positives"),
+    "openai": ("teacher.model", "teacher.temperature", "teacher.top_p", "teacher.max_tokens"),
+    "simulated": ("teacher.simulated.error_rate",),
+    "imported": ("teacher.imported.format",),
+    "dss": ("loss.label_weight", "loss.rationale_weight"),
+    "qcrd": (
+        "loss.label_weight", "loss.rationale_weight", "loss.beta", "loss.margin", "loss.scheme", "negatives.source",
+        "negatives.num_samples", "negatives.gap", "negatives.warmup", "negatives.temperature", "negatives.top_k",
+        "negatives.max_new_tokens", "discriminator.enabled",
+    ),
+    "judge": (
+        "loss.discriminator_weight", "loss.discriminator_decay", "discriminator.kind", "discriminator.learning_rate",
+        "discriminator.max_steps", "discriminator.update_every", "discriminator.update_steps",
+    ),
+}  # fmt: skip
+
+_SOURCES = {
+    "questions": ("questions.parquet",),
+    "samples": ("samples.parquet",),
+    "rationales": ("statistics.json",),
+    "training_set": ("examples.parquet",),
+    "judge": ("pretraining.jsonl",),
+    "student": ("metrics.jsonl", "training.json"),
+    "predictions": ("predictions.parquet", "explanations.parquet", "scores.parquet", "evaluation.json"),
+}
+
+
+def write_report(
+    config: ExperimentConfig, inputs: Mapping[str, Path], summaries: Mapping[str, Mapping[str, Any]], out: Path
+) -> dict[str, float]:
+    """Write the report of one experiment into the folder `out`. Returns the headline numbers as flat metrics.
+
+    `inputs`: finished folder of each stage; samples, rationales and judge may be absent. `summaries`: what each stage
+    said when it ran; any key may be absent.
+    """
+    data = read_report_data(config, inputs, summaries)
+    _draw(data, out / "figures")
+    warnings = warnings_of(data)
+    metrics = {**headline(data), **health_metrics(data), "report/warnings": float(len(warnings))}
+    lines = [
+        *_title(data),
+        *result_section(data),
+        *_warning_section(warnings),
+        *flow_section(data),
+        *statistics_section(data),
+        "## Learning curves",
+        "",
+        "![Learning curves](figures/learning_curves.png)",
+        "",
+        *health_section(data),
+        *judge_section(data),
+        *examples_section(data),
+        *_settings_section(data),
+        *_sources_section(data),
+    ]
+    (out / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
+    summary = {
+        "name": config.name, "method": config.method, "task": config.task.name, "seed": config.seed,
+        "simulated_teacher": config.teacher.kind == "simulated", "warnings": warnings, "metrics": metrics,
+    }  # fmt: skip
+    text = json.dumps(summary, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    (out / "summary.json").write_text(text + "\n", encoding="utf-8")
+    return metrics
+
+
+def _draw(data: ReportData, folder: Path) -> None:
+    learning_curves(folder / "learning_curves.png", data.subject(), data.metric_rows, best_step(data))
+    if data.config.method == "qcrd":
+        loss_health(folder / "loss_health.png", data.subject(), data.metric_rows, data.config.loss.margin)
+    if scores := scores_by_source(data.scores):
+        score_densities(folder / "score_densities.png", data.subject(), scores, scored_questions(data))
+
+
+def _title(data: ReportData) -> list[str]:
+    lines = [f"# {data.config.name}: {data.subject()}", ""]
+    if data.config.teacher.kind == "simulated":
+        unused = "" if data.samples is not None else " This method did not use it either."
+        lines += [f"> **The teacher is simulated: no language model was asked.**{unused}", ""]
+    return lines
+
+
+def _warning_section(warnings: list[str]) -> list[str]:
+    shown = [f"- **WARNING** {line}" for line in warnings] or ["None."]
+    return ["## Warnings", "", *shown, ""]
+
+
+def _settings_section(data: ReportData) -> list[str]:
+    config = data.config
+    groups = ["always", "scratch" if config.student.kind == "scratch" else "model"]
+    if data.samples is not None:
+        groups += ["teacher", config.teacher.kind]
+    groups += [config.method] if config.method in _SETTINGS else []
+    groups += ["judge"] if config.uses_discriminator() else []
+    values = flatten(config)
+    rows = [[f"`{key}`", cell(str(values[key]))] for group in groups for key in _SETTINGS[group]]
+    return ["## Settings that matter", "", *table(["setting", "value"], rows)]
+
+
+def _sources_section(data: ReportData) -> list[str]:
+    rows = [
+        [stage, f"`{data.inputs[stage].parent.name}/{data.inputs[stage].name}/{name}`"]
+        for stage, names in _SOURCES.items()
+        if stage in data.inputs
+        for name in names
+    ]
+    note = "Every number above comes from these files, or from the summary in the same folder's artifact.json."
+    return ["## Where the numbers come from", "", note, "", *table(["stage", "file"], rows)]

@@ -1,0 +1,135 @@
+"""The report's headline: test accuracy of three checkpoints, the gain, the paper's number beside it.
+
+Knows nothing about how a student is trained.
+"""
+
+from __future__ import annotations
+
+import math
+
+from qcrd.report.experiment.data import ReportData
+from qcrd.report.markdown import NOT_MEASURED, count, table
+from qcrd.report.paper import paper_accuracy
+
+CHECKPOINTS = {"best": "best validation checkpoint", "last": "last checkpoint", "initial": "before training"}
+
+
+def iteration_of(data: ReportData, checkpoint: str) -> int | None:
+    """The iteration after which a checkpoint was taken."""
+    if checkpoint == "initial":
+        return 0
+    return data.training.get("best_iteration" if checkpoint == "best" else "iterations")
+
+
+def best_step(data: ReportData) -> int | None:
+    """The optimizer step of the best validation checkpoint."""
+    best = iteration_of(data, "best")
+    if best == 0:
+        return 0
+    return next((row["step"] for row in data.metric_rows if row.get("train/iteration") == best), None)
+
+
+def measured(data: ReportData, checkpoint: str, split: str) -> tuple[float, float, int] | None:
+    """Accuracy, standard error and number of questions."""
+    share = data.evaluation.get(f"eval/{split}_accuracy_{checkpoint}")
+    error = data.evaluation.get(f"eval/{split}_standard_error_{checkpoint}")
+    if share is None or error is None:
+        return None
+    return share, error, data.num_predictions(checkpoint, split)
+
+
+def _shown(data: ReportData, checkpoint: str, split: str) -> str:
+    found = measured(data, checkpoint, split)
+    if found is None:
+        return NOT_MEASURED
+    share, error, size = found
+    return f"{100 * share:.1f} % ± {100 * error:.1f} (standard error, n = {size})"
+
+
+def gain(data: ReportData) -> tuple[float, float | None] | None:
+    """Points of test accuracy that the best checkpoint is above the untrained student, and their standard error.
+
+    The error is paired (over the questions that both answered); None for fewer than two.
+    """
+    best, initial = measured(data, "best", "test"), measured(data, "initial", "test")
+    if best is None or initial is None:
+        return None
+    right = {
+        name: {p.question_id: p.right for p in data.predictions if p.checkpoint == name and p.split == "test"}
+        for name in ("best", "initial")
+    }
+    shared = right["best"].keys() & right["initial"].keys()
+    steps = [int(right["best"][q]) - int(right["initial"][q]) for q in shared]
+    error = None
+    if len(steps) > 1:
+        mean = sum(steps) / len(steps)
+        error = 100 * math.sqrt(sum((step - mean) ** 2 for step in steps) / (len(steps) - 1) / len(steps))
+    return 100 * (best[0] - initial[0]), error
+
+
+def _gain_line(data: ReportData) -> str:
+    found = gain(data)
+    if found is None:
+        return f"gain: {NOT_MEASURED}"
+    points, error = found
+    paired = "" if error is None else f" ± {error:.1f} (paired standard error)"
+    return f"gain: {points:+.1f} points{paired}, best validation checkpoint over the untrained student"
+
+
+def result_section(data: ReportData) -> list[str]:
+    """Accuracy lines, and the table beside the paper's number where the paper has the task."""
+    best, last = iteration_of(data, "best"), iteration_of(data, "last")
+    lines = [
+        "## Result",
+        "",
+        f"test accuracy: {_shown(data, 'best', 'test')}, best validation checkpoint (iteration {count(best)})",
+        "",
+        f"test accuracy: {_shown(data, 'last', 'test')}, last checkpoint (iteration {count(last)})",
+        "",
+        f"untrained student: {_shown(data, 'initial', 'test')}, initial weights (iteration 0)",
+        "",
+        _gain_line(data),
+        "",
+    ]
+    config = data.config
+    student = config.student.model if config.student.kind == "seq2seq" else None
+    printed = paper_accuracy(config.task.name, student, config.method)
+    header = ["checkpoint", "iteration", "test accuracy", "validation accuracy"]
+    if printed is not None:
+        header.append(f"paper ({printed[0]})")
+    rows = []
+    for name, title in CHECKPOINTS.items():
+        row = [title, count(iteration_of(data, name)), _shown(data, name, "test"), _shown(data, name, "validation")]
+        if printed is not None:
+            row.append(f"{printed[1].percent:.2f} %" if name == "best" else "")
+        rows.append(row)
+    lines += table(header, rows)
+    lines += ["The checkpoint was chosen on the validation questions; the test questions chose nothing.", ""]
+    if printed is not None:
+        lines += [_paper_note(data, printed[0], printed[1].table, printed[1].odd), ""]
+    return lines
+
+
+def _paper_note(data: ReportData, student: str, source: str, odd: bool) -> str:
+    note = f"The paper's number is {source}'s: {data.config.method} with {student}, gold labels, its default settings."
+    if data.config.train.labels != "gold":
+        note += " This run trained on the teacher's labels, so the two are not the same experiment."
+    if odd:
+        note += " No count of right answers over the published test size gives it: an average, another size or a slip."
+    return note
+
+
+def headline(data: ReportData) -> dict[str, float]:
+    """The measured numbers of this section as flat metrics; accuracies as shares, the gain in points."""
+    metrics: dict[str, float] = {}
+    for name in CHECKPOINTS:
+        suffix = "" if name == "best" else f"_{name}"
+        for split in ("test", "validation"):
+            if (found := measured(data, name, split)) is not None:
+                metrics[f"report/{split}_accuracy{suffix}"] = found[0]
+                metrics[f"report/{split}_standard_error{suffix}"] = found[1]
+    if (change := gain(data)) is not None:
+        metrics["report/gain_points"] = change[0]
+        if change[1] is not None:
+            metrics["report/gain_standard_error_points"] = change[1]
+    return metrics

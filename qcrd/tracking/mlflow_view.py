@@ -1,0 +1,386 @@
+"""A run's view in MLflow: found or made, and sent what it lacks of the local record.
+
+Beside it only `mlflow_runs.py`, which reads, and `mlflow_student.py` import mlflow; it does so once a run starts. What
+MLflow has is kept in the run's folder (`mlflow.json`), so that nothing is sent twice. Knows nothing about threads, nor
+when a sync is due (tracking.py).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import logging
+import os
+import re
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qcrd.config import TrackingConfig
+from qcrd.storage.artifacts import write_atomically
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+STATE = "mlflow.json"
+RUN_KEY, DIGEST = "qcrd.run_key", "qcrd.digest"
+# MLflow's limits
+METRICS_PER_BATCH, PARAMS_PER_BATCH = 1000, 100
+NAME_LENGTH, PARAM_LENGTH, TAG_LENGTH, DIGEST_LENGTH = 250, 6000, 5000, 36
+ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",  # for large uploads; whether a server answers at all is asked with less
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+RESERVED = {"stage", "step", "time"}  # what every row has besides its metrics
+Row = dict[str, Any]
+Warn = Callable[[str], None]
+
+
+def redacted(value: Any) -> Any:
+    """Plain data without the user:password part of any URL in it.
+
+    That part ends at the last @ before the path. In the URL of a database a password may hold a slash.
+    """
+    if isinstance(value, str):
+        return re.sub(r"://([^/\s]+|[^/:@\s]*:[^@\s]*)@", "://***@", value)
+    if isinstance(value, Mapping):
+        return {key: redacted(child) for key, child in value.items()}
+    return [redacted(child) for child in value] if isinstance(value, list | tuple) else value
+
+
+def tracking_uri(tracking: TrackingConfig, output: Path) -> str:
+    """The setting, else MLFLOW_TRACKING_URI, else a SQLite file in the output folder."""
+    default = f"sqlite:///{output.resolve() / 'mlflow.db'}"
+    return tracking.uri or os.environ.get("MLFLOW_TRACKING_URI") or default
+
+
+def server_of(tracking: TrackingConfig, output: Path) -> dict[str, str]:
+    """Where MLflow has a run, as its state says it."""
+    return {"uri": redacted(tracking_uri(tracking, output)), "experiment": tracking.experiment}
+
+
+class MlflowView:
+    """The MLflow side of one run. Used by the sync thread alone; every method may raise."""
+
+    def __init__(
+        self, folder: Path, run_key: str, run_name: str, tracking: TrackingConfig, output: Path, warn: Warn,
+        parent: str | None,
+    ) -> None:  # fmt: skip
+        self._folder, self._output, self._warn, self._parent = folder, output, warn, parent
+        self._uri, self._experiment = tracking_uri(tracking, output), tracking.experiment
+        self._log_model = tracking.log_model
+        self._client: MlflowClient | None = None
+        self._experiment_id = ""
+        self.progress = time.monotonic()
+        place = {"run_key": run_key, **server_of(tracking, output)}
+        saved = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
+        if {key: saved.get(key) for key in place} != place:  # new, or another server: begin anew there
+            saved = {**place, **self._nothing_sent()}
+        self.state: dict[str, Any] = {**saved, "run_name": run_name, "parent": parent}
+        self._again: list[int] = list(self.state["failed"])
+        self._save()
+
+    @staticmethod
+    def _nothing_sent() -> dict[str, Any]:
+        """`sent`, `sending`: stage → metric → step. `items`: how many are done. `failed`: which could not be.
+        `has_parent`: whether the run is tagged as a part of its parent."""
+        nothing = {"run_id": None, "params": False, "sent": {}, "sending": {}, "items": 0, "failed": []}
+        return {**nothing, "has_parent": False}
+
+    def _save(self) -> None:
+        write_atomically(self._folder / STATE, json.dumps(self.state, indent=1) + "\n")
+        self.progress = time.monotonic()
+
+    def sync(self, rows: Sequence[Row], items: Sequence[dict[str, Any]]) -> None:
+        """Send what MLflow lacks of these rows and items."""
+        try:
+            ask_server(self._uri)
+            client = self._client or self._connect(items)
+            self._link_to_parent(client)
+            self._settle(client)
+            self._send_params(client, items)
+            self._send_metrics(client, rows)
+            self._send_items(client, items)
+        except Exception:
+            self._client = None
+            raise
+
+    def _connect(self, items: Sequence[dict[str, Any]]) -> MlflowClient:
+        """Find the experiment and the run, or make them."""
+        from mlflow import MlflowClient
+        from mlflow.exceptions import MlflowException
+
+        local = self._uri.startswith("sqlite:")
+        with _locked(self._output / ".mlflow.lock") if local else contextlib.nullcontext():
+            if local:
+                _create_database(self._uri)
+            client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
+            found = client.get_experiment_by_name(self._experiment)
+            if found is None:
+                place = (self._output / "mlflow-artifacts").as_uri() if local else None
+                try:
+                    client.create_experiment(self._experiment, artifact_location=place)
+                except MlflowException as error:
+                    if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                        raise
+                found = client.get_experiment_by_name(self._experiment)
+        assert found is not None
+        self._experiment_id = found.experiment_id
+        self.progress = time.monotonic()
+        if not self._run_exists(client):
+            fresh = self._nothing_sent() if self.state["run_id"] else {}  # somebody has deleted it
+            query = f"tags.`{RUN_KEY}` = '{self.state['run_key']}'"
+            runs = client.search_runs([self._experiment_id], query, max_results=1)
+            tags = {RUN_KEY: self.state["run_key"], "mlflow.source.name": "qcrd"}
+            start = next((item for item in items if item["kind"] == "start"), {})
+            run = runs[0] if runs else client.create_run(
+                self._experiment_id, _milliseconds(start), tags | start.get("tags", {}), self.state["run_name"]
+            )  # fmt: skip
+            self.state |= {**fresh, "run_id": run.info.run_id, "params": bool(run.data.params)}
+            self._save()
+        self._client = client
+        return client
+
+    def _run_exists(self, client: MlflowClient) -> bool:
+        from mlflow.exceptions import MlflowException
+
+        if self.state["run_id"] is None:
+            return False
+        try:
+            return client.get_run(self.state["run_id"]).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+                return False
+            raise
+
+    def _link_to_parent(self, client: MlflowClient) -> None:
+        """Tag the run as a part of its parent, once that is there."""
+        if self._parent is None or self.state.get("has_parent"):
+            return
+        query = f"tags.`{RUN_KEY}` = '{self._parent}'"
+        found = client.search_runs([self._experiment_id], query, max_results=1)
+        if found:
+            client.set_tag(self.state["run_id"], "mlflow.parentRunId", found[0].info.run_id)
+            self.state["has_parent"] = True
+            self._save()
+
+    def _settle(self, client: MlflowClient) -> None:
+        """Ask whether a batch arrived whose sending a crash or a timeout cut off."""
+        if not self.state["sending"]:
+            return
+        for stage, steps in self.state["sending"].items():
+            for key, step in steps.items():
+                history = client.get_metric_history(self.state["run_id"], _metric_name(key))
+                if any(metric.step >= step for metric in history):
+                    self.state["sent"].setdefault(stage, {})[key] = step
+        self.state["sending"] = {}
+        self._save()
+
+    def _send_params(self, client: MlflowClient, items: Sequence[dict[str, Any]]) -> None:
+        """Parameters cannot change in MLflow: those of the first start stay."""
+        from mlflow.entities import Param
+
+        first = next((item for item in items if item["kind"] == "start"), None)
+        if self.state["params"] or first is None:
+            return
+        params = [Param(key, value[:PARAM_LENGTH]) for key, value in first["params"].items()]
+        for begin in range(0, len(params), PARAMS_PER_BATCH):
+            client.log_batch(self.state["run_id"], params=params[begin : begin + PARAMS_PER_BATCH])
+        self.state["params"] = True
+        self._save()
+
+    def _send_metrics(self, client: MlflowClient, rows: Sequence[Row]) -> None:
+        from mlflow.entities import Metric
+
+        batch: list[Metric] = []
+        steps: dict[str, dict[str, int]] = {}
+        for row in rows:
+            stage, step, stamp = row["stage"], row["step"], round(row["time"] * 1000)
+            for key, value in row.items():
+                newest = steps.get(stage, {}).get(key, self.state["sent"].get(stage, {}).get(key))
+                if key in RESERVED or (newest is not None and step <= newest):
+                    continue
+                batch.append(Metric(_metric_name(key), value, stamp, step))
+                steps.setdefault(stage, {})[key] = step
+                if len(batch) == METRICS_PER_BATCH:
+                    self._send_batch(client, batch, steps)
+                    batch, steps = [], {}
+        if batch:
+            self._send_batch(client, batch, steps)
+
+    def _send_batch(self, client: MlflowClient, batch: Sequence[Any], steps: dict[str, dict[str, int]]) -> None:
+        """Send one batch; the intention is on disk before, so that a crash in between leaves no doubt."""
+        self.state["sending"] = steps
+        self._save()
+        client.log_batch(self.state["run_id"], metrics=batch)
+        for stage, newest in steps.items():
+            self.state["sent"].setdefault(stage, {}).update(newest)
+        self.state["sending"] = {}
+        self._save()
+
+    def _send_items(self, client: MlflowClient, items: Sequence[dict[str, Any]]) -> None:
+        """Send new items, and once more those that failed in an earlier process."""
+        again, self._again = [index for index in self._again if index < self.state["items"]], []
+        for index in [*again, *range(self.state["items"], len(items))]:
+            failed = set(self.state["failed"]) - {index}
+            try:
+                self._send_item(client, items[index])
+            except Exception as error:  # noqa: BLE001 - one bad item must not hold up the others
+                client.get_run(self.state["run_id"])  # raises where MLflow is away: then all of it waits
+                failed.add(index)
+                reason = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:300]
+                self._warn(f"MLflow does not get {items[index]['kind']} {items[index].get('path', '')} ({reason})")
+            self.state |= {"failed": sorted(failed), "items": max(self.state["items"], index + 1)}
+            self._save()
+
+    def _send_item(self, client: MlflowClient, item: dict[str, Any]) -> None:
+        from mlflow.entities import Dataset, DatasetInput, InputTag, RunTag
+
+        run_id = self.state["run_id"]
+        if item["kind"] == "start":
+            tags = [RunTag(key, str(value)[:TAG_LENGTH]) for key, value in item["tags"].items()]
+            client.log_batch(run_id, tags=tags)
+            client.update_run(run_id, status="RUNNING", name=self.state["run_name"])
+        elif item["kind"] == "artifact":
+            path = self._output / item["path"]
+            send = client.log_artifacts if path.is_dir() else client.log_artifact
+            send(run_id, str(path), item["folder"] or None)
+        elif item["kind"] == "dataset":
+            source, profile = json.dumps({"uri": item["source"]}), json.dumps({"num_rows": item["num_rows"]})
+            data = Dataset(item["name"], item["digest"][:DIGEST_LENGTH], "local", source, profile=profile)
+            client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", item["context"])])])
+        elif item["kind"] == "student" and self._log_model:
+            self._send_student(client, item)
+        elif item["kind"] == "register" and self._log_model:
+            self._register(client, item)
+        elif item["kind"] == "tags":
+            client.log_batch(run_id, tags=[RunTag(key, str(value)[:TAG_LENGTH]) for key, value in item["tags"].items()])
+        elif item["kind"] == "end":
+            client.set_terminated(run_id, item["status"], _milliseconds(item))
+
+    def _send_student(self, client: MlflowClient, item: dict[str, Any]) -> None:
+        """A logged model that exists for this content is finished, not made twice."""
+        import mlflow.pyfunc
+        from mlflow.entities import LoggedModelOutput
+        from mlflow.models import Model, ModelSignature
+        from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+        run_id, digest = self.state["run_id"], item["digest"]
+        query = f"source_run_id = '{run_id}' AND tags.`{DIGEST}` = '{digest}'"
+        found = client.search_logged_models([self._experiment_id], query, max_results=1)
+        if found and found[0].status == "READY":
+            return
+        tags = {DIGEST: digest}
+        model = found[0] if found else client.create_logged_model(self._experiment_id, item["name"], run_id, tags)
+        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=0)])
+        signature = ModelSignature(
+            inputs=Schema([ColSpec(DataType.string, "question")]),
+            outputs=Schema([ColSpec(DataType.string)]),
+            params=ParamSchema([ParamSpec("explain", DataType.boolean, False)]),
+        )
+        versions = [f"{name}=={importlib.metadata.version(name)}" for name in ("mlflow", "torch", "transformers")]
+        with tempfile.TemporaryDirectory(dir=self._folder) as temporary:
+            target = Path(temporary) / "model"
+            mlflow.pyfunc.save_model(
+                str(target),
+                python_model=str(Path(__file__).with_name("mlflow_student.py")),
+                artifacts={"model": str(self._output / item["path"])},
+                pip_requirements=versions,
+                signature=signature,
+                mlflow_model=Model(
+                    artifact_path=model.artifact_location,
+                    run_id=run_id,
+                    model_uuid=model.model_id,
+                    model_id=model.model_id,
+                ),
+            )
+            client.log_model_artifacts(model.model_id, str(target))
+        client.finalize_logged_model(model.model_id, "READY")
+
+    def _register(self, client: MlflowClient, item: dict[str, Any]) -> None:
+        """One version for one content; the alias moves to it."""
+        from mlflow.exceptions import MlflowException
+
+        name, digest = item["name"], item["digest"]
+        found = client.search_logged_models([self._experiment_id], f"tags.`{DIGEST}` = '{digest}'")
+        model = next((model for model in found if model.status == "READY"), None)
+        if model is None:
+            raise ValueError(f"no model with the content of {item['path']} is logged yet")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        versions = client.search_model_versions(f"name = '{name}'")
+        version = next((one for one in versions if one.tags.get(DIGEST) == digest), None)
+        if version is None:
+            version = client.create_model_version(
+                name, model.artifact_location, model.source_run_id, {DIGEST: digest}, model_id=model.model_id
+            )
+        client.set_registered_model_alias(name, item["alias"], version.version)
+
+
+def import_mlflow() -> None:
+    """Import mlflow, impatient and quiet. What the user has set in the environment stays."""
+    for key, value in ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import mlflow  # noqa: F401
+
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"mlflow\.")
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):  # urllib3 would tell of each retry
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _create_database(uri: str) -> None:
+    """Make MLflow's tables where the SQLite file is not there. It appears whole: MLflow makes them in dozens of steps,
+    and could not go on where a crash had cut it off."""
+    from mlflow import MlflowClient
+
+    path = Path(uri.removeprefix("sqlite:///").partition("?")[0])
+    if path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{path.name}.*.new*"):
+        left_over.unlink()
+    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    MlflowClient(tracking_uri=f"sqlite:///{new}", registry_uri=f"sqlite:///{new}").search_experiments()
+    new.rename(path)
+
+
+def ask_server(uri: str) -> None:
+    """Raise `OSError` within seconds where no server answers; any answer will do, also an error."""
+    if not uri.startswith(("http://", "https://")):
+        return
+    import requests
+
+    with contextlib.suppress(requests.exceptions.SSLError):
+        requests.get(uri.rstrip("/") + "/health", timeout=(3, 5), stream=True).close()
+
+
+def _milliseconds(item: Mapping[str, Any]) -> int | None:
+    """When an item was recorded, which may be long before MLflow gets it."""
+    return round(item["time"] * 1000) if "time" in item else None
+
+
+def _metric_name(key: str) -> str:
+    """The name with what MLflow does not allow replaced."""
+    return re.sub(r"[^\w\-. /:]", "_", key)[:NAME_LENGTH]
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes of this machine out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
