@@ -1,6 +1,6 @@
 """Appendix Table 6: hours of training by method, on SVAMP with T5-base and T5-small.
 
-The time of the iterations that count (negatives, scoring, steps, the judge's updates, validation), as the run itself
+The time of the iterations that count (negatives, scoring, steps, the discriminator's updates, validation), as the run itself
 measured it, on whatever machine it ran: compare with the paper's hours only on one A100-80G.
 """
 
@@ -9,7 +9,7 @@ from qcrd.config.grid import Cell, Grid
 
 ROWS = {
     "Finetuning": METHODS["Finetuning"], "DSS": METHODS["DSS"], "MI": METHODS["MI"], "QCRD": METHODS["QCRD"],
-    "QCRD w/o judge": {"discriminator.enabled": False},
+    "QCRD w/o discriminator": {"discriminator.enabled": False},
 }  # fmt: skip
 HOURS = {"t5-base": (2.0, 4.0, 4.2, 13.0, 12.0), "t5-small": (1.25, 2.5, 2.6, 8.5, 7.5)}
 

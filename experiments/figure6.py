@@ -1,4 +1,4 @@
-"""Figure 6: densities of the judge's scores on SVAMP's test questions: the teacher's positives and negatives, the
+"""Figure 6: densities of the discriminator's scores on SVAMP's test questions: the teacher's positives and negatives, the
 student's samples at τ 1.5 and 2.0. The teacher is asked the test questions too, for scoring only.
 """
 
@@ -10,7 +10,7 @@ def recipe(preset: str = "paper") -> Grid:
     cells = svamp_cells(preset, {"QCRD": {"teacher.splits": ("train", "test")}}, (69.0,))
     return Grid(
         name="figure6",
-        title=titled(preset, "Figure 6: densities of the judge's scores on test questions", "T5-base"),
+        title=titled(preset, "Figure 6: densities of the discriminator's scores on test questions", "T5-base"),
         cells=tuple(cells),
         seeds=seeds(preset)[:1],
         figures=("score_densities",),

@@ -22,7 +22,7 @@ from qcrd.config import (
 
 def recipe() -> ExperimentConfig:
     student = ScratchConfig(d_model=128, d_ff=384, d_kv=32, num_heads=4, num_layers=2, num_decoder_layers=2)
-    judge = ScratchConfig(d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2)
+    discriminator = ScratchConfig(d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2)
     return ExperimentConfig(
         name="quickstart",
         task=TaskConfig(
@@ -36,7 +36,7 @@ def recipe() -> ExperimentConfig:
         student=StudentConfig(kind="scratch", scratch=student, max_label_tokens=16, max_target_tokens=64),
         discriminator=DiscriminatorConfig(
             kind="scratch",
-            scratch=judge,
+            scratch=discriminator,
             max_steps=150,
             batch_questions=16,
             learning_rate=1e-3,

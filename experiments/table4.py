@@ -1,6 +1,6 @@
 """Table 4: QCRD's parts one after the other, on SVAMP with T5-base.
 
-ED: all positives by vote instead of the first sample; NK: negatives; QJ: the quality judge. The table's check marks
+ED: all positives by vote instead of the first sample; NK: negatives; QJ: the discriminator. The table's check marks
 are lost in the paper's text: this is the reading of the method's page. Without all three it is DSS.
 """
 

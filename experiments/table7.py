@@ -1,4 +1,4 @@
-"""Table 7: a judge LLM compares the rationales of DSS's and QCRD's students, 50 random test questions a benchmark.
+"""Table 7: an LLM judge compares the rationales of DSS's and QCRD's students, 50 random test questions a benchmark.
 
 The judge is the paper's, gpt-3.5-turbo, with the paper's criterion in our words, asked in both orders. It goes through
 the same store, budget and limits as the teacher. Students of the first seed.
@@ -35,9 +35,9 @@ def recipe(preset: str = "paper") -> Grid:
     )
     return Grid(
         name="table7",
-        title=titled(preset, "Table 7: whose rationales a judge LLM finds better", "T5-base"),
+        title=titled(preset, "Table 7: whose rationales an LLM judge finds better", "T5-base"),
         cells=tuple(cells),
         seeds=seeds(preset)[:1],
         comparisons=tuple(comparisons),
-        judge=judge,
+        llm_judge=judge,
     )

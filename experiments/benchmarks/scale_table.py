@@ -45,8 +45,8 @@ CALLS = (500, 3000, CALLS_A_MINUTE, 30_000)
 GPU_HOUR_USD = 27.44705 / 8
 """p4de.24xlarge (8 A100 80 GB), on demand, us-east-1, read 2026-11-09; the source is in SCALE.md."""
 TEACHER = TeacherConfig(kind="openai", model="gpt-4o-mini")
-STUDENT, JUDGE = 222_903_552, 109_628_544 + 591_361
-"""Parameters, counted: T5-base; T5-base's encoder and the judge's head."""
+STUDENT, DISCRIMINATOR = 222_903_552, 109_628_544 + 591_361
+"""Parameters, counted: T5-base; T5-base's encoder and the discriminator's head."""
 
 
 @dataclass(frozen=True)
@@ -157,19 +157,19 @@ def token_table() -> list[str]:
 
 
 def checkpoint_bytes() -> int:
-    """Written after each iteration: snapshot and Adam's moments of student and judge, float32."""
-    return 12 * (STUDENT + JUDGE)
+    """Written after each iteration: snapshot and Adam's moments of student and discriminator, float32."""
+    return 12 * (STUDENT + DISCRIMINATOR)
 
 
 def left_bytes() -> int:
-    """Left of a training that went to its end: three students and the judge."""
-    return 3 * 4 * STUDENT + 4 * JUDGE
+    """Left of a training that went to its end: three students and the discriminator."""
+    return 3 * 4 * STUDENT + 4 * DISCRIMINATOR
 
 
 def held_bytes() -> int:
     """At most held for a training that is under way, or that a scheduler has ended: three checkpoints, twelve
     snapshots."""
-    return 3 * (8 * STUDENT + 12 * JUDGE) + 12 * 4 * STUDENT
+    return 3 * (8 * STUDENT + 12 * DISCRIMINATOR) + 12 * 4 * STUDENT
 
 
 def bucket_table() -> list[str]:
@@ -196,7 +196,7 @@ def growth_table() -> list[str]:
             "{:,.1f} min",
         ),
         "checkpoints written to the bucket in all": (checkpoint_bytes() * ITERATIONS / 1e12, "{:,.0f} TB"),
-        "students and judges left in the bucket": (left_bytes() / 1e12, "{:,.1f} TB"),
+        "students and discriminators left in the bucket": (left_bytes() / 1e12, "{:,.1f} TB"),
     }
     return [
         f"| trainings of a sweep, each to its end | {' | '.join(f'{count:,}' for count in counts)} |",

@@ -2,7 +2,7 @@
 
 Reference DSS (transformers' Seq2SeqTrainer semantics), our DSS, QCRD as its formulas read ("naive") and our QCRD, on
 SVAMP's questions with GPT-3.5's rationales where QCRD_DATA has them, else on generated ones (the title says which). A
-step has 8 questions. Students and judges have random weights at T5's sizes and dropout 0.1 (with T5's tokenizer the
+step has 8 questions. Students and discriminators have random weights at T5's sizes and dropout 0.1 (with T5's tokenizer the
 vocabulary has 32,100 rows; T5 pads its own to 32,128). m = 5: the first five rationales of a question all count as
 positives; a vote leaves fewer, so this is the most that it can cost. m = 20: all ten, and the ten of the next question.
 One negative a question (k = 1), sampled from the student itself: random weights hardly ever end a text, so nearly all
@@ -13,9 +13,9 @@ What QCRD's step costs depends on where negatives come from:
 - async: the step alone, negatives and scores delivered. Beside it the contended time: an actor samples in a process of
   its own, each with half of the threads (`contended 1+1`); the slower of the two is what a step takes.
 - inline: the step, and its share of what an iteration makes before it starts: negatives in batches of 128 and the
-  judge's scores of positives and negatives. By default each visit of a question pays for both, as where no question is
+  discriminator's scores of positives and negatives. By default each visit of a question pays for both, as where no question is
   visited twice in an iteration; `reused` is SVAMP as it is: 250 steps visit its 720 training questions 2,000 times.
-- the judge's online update (25 of its steps in 250) comes on top, in ours as in naive QCRD: a row of its own, in no
+- the discriminator's online update (25 of its steps in 250) comes on top, in ours as in naive QCRD: a row of its own, in no
   ratio but `inline_with_updates_over_reference_dss`.
 
 It prints tables, and as its last line JSON (of T5-base with the prefix `base_`, of `--quick` with `tiny_`):
@@ -24,7 +24,7 @@ It prints tables, and as its last line JSON (of T5-base with the prefix `base_`,
   _100; dss_over_reference_dss; naive_over_reference_dss, naive_over_inline (50 %): ratios of median seconds a step;
 - negatives_speedup: seconds a sequence sampled in batches of 8 over batches of 128, both by ours;
 - memory_over_dss, memory_over_dss_m20: peak of our QCRD step less what was resident before the first step, over the
-  same of our DSS; each in a process of its own, all hinges active, 64 random tokens as negatives, without judge;
+  same of our DSS; each in a process of its own, all hinges active, 64 random tokens as negatives, without discriminator;
 - scaling_efficiency: 1 worker's seconds a step over twice those of 2, a thread each, the same 8 questions;
 - the medians in seconds, memory and token numbers behind them.
 
@@ -62,8 +62,8 @@ from experiments.benchmarks.step_timing import (
     Times,
     counted,
     measure_contended,
+    measure_discriminator,
     measure_generation,
-    measure_judge,
     measure_steps,
     prepare_batches,
 )
@@ -82,8 +82,8 @@ def step_seconds(times: Times, numbers: Numbers) -> Numbers:
     """Median seconds a step of every variant, with the shares of what is made before an iteration starts."""
     seconds = {name: statistics.median(values) for name, values in times.seconds.items()}
     generation = QUESTIONS_A_STEP * numbers["negative_seconds"]
-    judging = QUESTIONS_A_STEP * (numbers["judge_positives_seconds"] + numbers["judge_negative_seconds"])
-    updates = UPDATES_A_STEP * numbers["judge_update_seconds"]
+    judging = QUESTIONS_A_STEP * (numbers["discriminator_positives_seconds"] + numbers["discriminator_negative_seconds"])
+    updates = UPDATES_A_STEP * numbers["discriminator_update_seconds"]
     for share in SHARES:
         step = seconds[f"qcrd_{share}"]
         seconds[f"inline_{share}"] = step + generation + judging
@@ -116,7 +116,7 @@ def step_table(title: str, times: Times, seconds: Numbers, numbers: Numbers, cou
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     for name in ("÷ reference DSS", "counted, padded", "counted, unpadded"):
         table.add_column(name, justify="right")
-    before = [sum(counts[part][i] for part in ("generation", "judge_positives", "judge_negatives")) for i in (0, 1)]
+    before = [sum(counts[part][i] for part in ("generation", "discriminator_positives", "discriminator_negatives")) for i in (0, 1)]
 
     def row(name: str, active: str, value: float, count: tuple[float, float] | None) -> None:
         shown = ("", "") if count is None else (f"{count[0]:.2f}", f"{count[1]:.2f}")
@@ -149,12 +149,12 @@ def parts_table(seconds: Numbers, numbers: Numbers, counts: dict[str, tuple[floa
     rows = (
         ("negatives, 128 at a time", seconds["generation"], "generation"),
         ("negatives, 8 at a time", QUESTIONS_A_STEP * numbers["negative_seconds_by_8"], "generation"),
-        ("scores of 5 positives each", QUESTIONS_A_STEP * numbers["judge_positives_seconds"], "judge_positives"),
-        ("scores of the negatives", QUESTIONS_A_STEP * numbers["judge_negative_seconds"], "judge_negatives"),
-        ("the judge's online update", seconds["updates"], ""),
+        ("scores of 5 positives each", QUESTIONS_A_STEP * numbers["discriminator_positives_seconds"], "discriminator_positives"),
+        ("scores of the negatives", QUESTIONS_A_STEP * numbers["discriminator_negative_seconds"], "discriminator_negatives"),
+        ("the discriminator's online update", seconds["updates"], ""),
         ("actor's negatives, contended", numbers["contended_generation_seconds_per_step"], "generation"),
         ("naive: generation by transformers", seconds["naive_generation"], "generation"),
-        ("naive: scores of all", seconds["naive_judge"], ""),
+        ("naive: scores of all", seconds["naive_discriminator"], ""),
         ("naive: losses and gradients", seconds["naive_training"], "naive_training"),
     )
     for name, value, key in rows:
@@ -167,7 +167,7 @@ def parts_table(seconds: Numbers, numbers: Numbers, counts: dict[str, tuple[floa
 
 
 def measure_memory(setting: Setting, say: Say) -> tuple[Numbers, Table]:
-    """Peak less resident before the first step, MiB, of each variant; ring and judge from their weights' number."""
+    """Peak less resident before the first step, MiB, of each variant; ring and discriminator from their weights' number."""
     table = Table(title="Peak memory of a step, each variant in its own process", title_justify="left")
     for name in ("variant", "before, MiB", "peak - before, MiB", "÷ our DSS"):
         table.add_column(name, justify="left" if name == "variant" else "right")
@@ -215,10 +215,10 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
     say("building models")
     bench = Bench.build(setting, data, rounds, say)
     numbers, negatives = measure_generation(bench)
-    of_judge, qualities = measure_judge(bench, negatives)
+    of_discriminator, qualities = measure_discriminator(bench, negatives)
     prepare_batches(bench, negatives, qualities)
     times = measure_steps(bench)
-    numbers |= of_judge | measure_contended(bench)
+    numbers |= of_discriminator | measure_contended(bench)
     counts, seconds = counted(bench), step_seconds(times, numbers)
     where = torch.cuda.get_device_name() if setting.device == "cuda" else f"CPU, {setting.threads} threads"
     title = f"T5-{setting.size}, {setting.dtype}, {where}: {data.name}"
@@ -228,15 +228,15 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
         f"Tokens a negative: {numbers['tokens_per_negative']:.1f}. Medians of {rounds} rounds.[/dim]"
     )
     console.print(parts_table(seconds, numbers, counts))
-    weights, judge = (sum(p.numel() for p in module.parameters()) for module in (bench.student.model, bench.judge))
+    weights, discriminator = (sum(p.numel() for p in module.parameters()) for module in (bench.student.model, bench.discriminator))
     del bench
     gc.collect()
     memory, table = measure_memory(setting, say)
     numbers |= {f"{name}_seconds": value for name, value in seconds.items()} | ratios(seconds) | memory
-    numbers |= {"judge_mib": judge * 4 / 2**20, "snapshot_mib": weights * 4 / 2**20, "threads": setting.threads}
+    numbers |= {"discriminator_mib": discriminator * 4 / 2**20, "snapshot_mib": weights * 4 / 2**20, "threads": setting.threads}
     console.print(table)
     console.print(
-        f"[dim]Apart from these: the judge {numbers['judge_mib']:.0f} MiB, and each snapshot of the ring "
+        f"[dim]Apart from these: the discriminator {numbers['discriminator_mib']:.0f} MiB, and each snapshot of the ring "
         f"{numbers['snapshot_mib']:.0f} MiB. What grows holds Adam's state and, in reference and naive, gradients: "
         f"{numbers['weights_mib']:.0f} MiB each, Adam twice.[/dim]"
     )

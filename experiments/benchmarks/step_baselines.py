@@ -142,13 +142,13 @@ def naive_qcrd_losses(
 
 
 @torch.no_grad()
-def padded_scores(judge: Discriminator, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
+def padded_scores(discriminator: Discriminator, pairs: Sequence[tuple[str, str]]) -> torch.Tensor:
     """Scores of all pairs, (pairs,), in one padded batch through transformers' encoder, dropout off."""
-    device = next(judge.head.parameters()).device
-    rows = {"input_ids": judge.tokenize(pairs)}
-    inputs = judge.tokenizer.pad(rows, return_tensors="pt").to(device)
-    judge.eval()
-    states_BSH = judge.encoder(**inputs).last_hidden_state
-    judge.train()
+    device = next(discriminator.head.parameters()).device
+    rows = {"input_ids": discriminator.tokenize(pairs)}
+    inputs = discriminator.tokenizer.pad(rows, return_tensors="pt").to(device)
+    discriminator.eval()
+    states_BSH = discriminator.encoder(**inputs).last_hidden_state
+    discriminator.train()
     pooled_BH = states_BSH.masked_fill(inputs["attention_mask"][:, :, None] == 0, float("-inf")).max(dim=1).values
-    return torch.sigmoid(judge.head(pooled_BH)[:, 0])
+    return torch.sigmoid(discriminator.head(pooled_BH)[:, 0])

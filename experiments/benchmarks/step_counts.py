@@ -74,7 +74,7 @@ def qcrd_step(costs: TokenCosts, batch: QuestionBatch, active_share: float, padd
 
 
 def naive_step(costs: TokenCosts, batch: QuestionBatch, padded: bool) -> float:
-    """Label and every rationale through the whole model with gradient. Generation and judge are not in it."""
+    """Label and every rationale through the whole model with gradient. Generation and discriminator are not in it."""
     total = whole_pass(costs, batch.predict_ids, batch.label_ids, padded)
     for lists in (batch.positives, batch.negatives):
         questions = [batch.explain_ids[n] for n, targets in enumerate(lists) for _ in targets]

@@ -85,8 +85,8 @@ class Setting:
         config = StudentConfig.model_validate({"kind": "scratch", "scratch": self.scratch(data), "dtype": self.dtype})
         return build_student(config, data.tokenizer, 0, torch.device(self.device))
 
-    def judge(self, data: Data) -> Discriminator:
-        """A judge whose encoder has the student's sizes; hidden size = d_model."""
+    def discriminator(self, data: Data) -> Discriminator:
+        """A discriminator whose encoder has the student's sizes; hidden size = d_model."""
         config = DiscriminatorConfig(kind="scratch", scratch=self.scratch(data))
         texts = [text for example in data.examples for text in (example.text, *example.positive_texts)]
         return build_discriminator(config, texts, torch.device(self.device))

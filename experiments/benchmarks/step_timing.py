@@ -1,4 +1,4 @@
-"""Times the training step's variants, the sampling of negatives and the judge, all in one process.
+"""Times the training step's variants, the sampling of negatives and the discriminator, all in one process.
 
 Every round runs all variants one after the other on one batch of 8 questions, so that what slows the machine slows
 them alike; a first round is not counted. The learning rate is 1e-9 and the margin is set for each batch so that none,
@@ -34,7 +34,7 @@ from experiments.benchmarks.step_data import (
 )
 from experiments.benchmarks.step_processes import LEARNING_RATE, Work, start
 from qcrd.config import DiscriminatorConfig, LossConfig
-from qcrd.distill.discriminator import Discriminator, JudgedQuestion, judge_optimizer, optimizer_step
+from qcrd.distill.discriminator import Discriminator, QuestionRationales, discriminator_optimizer, optimizer_step
 from qcrd.distill.negatives import Negative
 from qcrd.distill.step import QuestionBatch, step_loss
 from qcrd.models.optimizer import FlatAdamW
@@ -65,7 +65,7 @@ class Bench:
     student: Student
     optimizer: FlatAdamW
     reference: ReferenceModel
-    judge: Discriminator
+    discriminator: Discriminator
     batches: list[QuestionBatch] = field(default_factory=list)
     loss_configs: dict[int, list[LossConfig]] = field(default_factory=dict)
     pairs: list[list[tuple[str, str]]] = field(default_factory=list)
@@ -76,7 +76,7 @@ class Bench:
         optimizer = FlatAdamW(student.model, LEARNING_RATE, 0.0, 1.0)
         reference = ReferenceModel(setting.student(data).model, data.tokenizer, setting.dtype, LEARNING_RATE)
         examples = with_positives(data.examples, POSITIVES)
-        return cls(setting, data, rounds, say, examples, student, optimizer, reference, setting.judge(data))
+        return cls(setting, data, rounds, say, examples, student, optimizer, reference, setting.discriminator(data))
 
     @property
     def used(self) -> list[Example]:
@@ -96,7 +96,7 @@ class Bench:
             torch.cuda.synchronize()
 
 
-# -- negatives and judge ------------------------------------------------------------------------------------------
+# -- negatives and discriminator ------------------------------------------------------------------------------------------
 
 
 def _sample(bench: Bench, examples: Sequence[Example], batch_size: int, number: int) -> list[list[Negative]]:
@@ -134,32 +134,32 @@ def measure_generation(bench: Bench) -> tuple[Numbers, list[list[Negative]]]:
     return numbers, negatives[: len(bench.used)]
 
 
-def measure_judge(
+def measure_discriminator(
     bench: Bench, negatives: Sequence[Sequence[Negative]]
 ) -> tuple[Numbers, list[tuple[list[float], list[float]]]]:
     """Seconds a question for scores of its positives, of its negative, and of an online update's step; the scores."""
-    bench.say("judge")
+    bench.say("discriminator")
     used = bench.used
     positives = [(example.text, text) for example in used for text in example.positive_texts]
     sampled = [(example.text, one.text) for example, own in zip(used, negatives, strict=True) for one in own]
-    bench.judge.score(positives[:8])
+    bench.discriminator.score(positives[:8])
     scores: dict[str, list[float]] = {}
     times = defaultdict(list)
     for _ in range(2):
         for side, pairs in (("positives", positives), ("negatives", sampled)):
-            seconds, scores[side] = bench.timed(bench.judge.score, pairs)
+            seconds, scores[side] = bench.timed(bench.discriminator.score, pairs)
             times[side].append(seconds)
     config = DiscriminatorConfig()
-    optimizer = judge_optimizer(bench.judge, config)
+    optimizer = discriminator_optimizer(bench.discriminator, config)
     judged = [
-        JudgedQuestion(example.question_id, example.text, example.positive_texts, [one.text for one in own])
+        QuestionRationales(example.question_id, example.text, example.positive_texts, [one.text for one in own])
         for example, own in zip(used, negatives, strict=True)
     ][: config.batch_questions]
-    updates = [bench.timed(optimizer_step, bench.judge, optimizer, judged, 0.5, 0)[0] for _ in range(3)]
+    updates = [bench.timed(optimizer_step, bench.discriminator, optimizer, judged, 0.5, 0)[0] for _ in range(3)]
     numbers = {
-        "judge_positives_seconds": statistics.median(times["positives"]) / len(used),
-        "judge_negative_seconds": statistics.median(times["negatives"]) / len(used),
-        "judge_update_seconds": statistics.median(updates[1:]),
+        "discriminator_positives_seconds": statistics.median(times["positives"]) / len(used),
+        "discriminator_negative_seconds": statistics.median(times["negatives"]) / len(used),
+        "discriminator_update_seconds": statistics.median(updates[1:]),
     }
     iter_pos, iter_neg = iter(scores["positives"]), iter(scores["negatives"])
     qualities = [
@@ -239,7 +239,7 @@ def naive_qcrd(bench: Bench, row: int, config: LossConfig) -> dict[str, float]:
     questions = bench.batches[row].explain_ids
     return {
         "generation": bench.timed(bench.reference.sample, questions, NEGATIVE_TOKENS)[0],
-        "judge": bench.timed(padded_scores, bench.judge, bench.pairs[row])[0],
+        "discriminator": bench.timed(padded_scores, bench.discriminator, bench.pairs[row])[0],
         "training": bench.timed(naive_step, bench, row, config)[0],
     }
 
@@ -313,7 +313,7 @@ def counted(bench: Bench) -> dict[str, tuple[float, float]]:
     batches = bench.batches[1:]
     totals: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for batch, pairs in zip(batches, bench.pairs[1:], strict=True):
-        judged = bench.judge.tokenize(pairs)
+        judged = bench.discriminator.tokenize(pairs)
         num_positives = sum(len(own) for own in batch.positives)
         targets = [target for own in batch.negatives for target in own]
         questions = [batch.explain_ids[n] for n, own in enumerate(batch.negatives) for _ in own]
@@ -324,7 +324,7 @@ def counted(bench: Bench) -> dict[str, tuple[float, float]]:
                 totals[f"qcrd_{share}"][column] += counts.qcrd_step(costs, batch, share / 100, padded)
             totals["naive_training"][column] += counts.naive_step(costs, batch, padded)
             totals["generation"][column] += counts.generation(costs, questions, targets, padded)
-            totals["judge_positives"][column] += counts.judging(costs, judged[:num_positives], padded)
-            totals["judge_negatives"][column] += counts.judging(costs, judged[num_positives:], padded)
+            totals["discriminator_positives"][column] += counts.judging(costs, judged[:num_positives], padded)
+            totals["discriminator_negatives"][column] += counts.judging(costs, judged[num_positives:], padded)
     unit = totals["reference_dss"][0]
     return {name: (padded / unit, unpadded / unit) for name, (padded, unpadded) in totals.items()}

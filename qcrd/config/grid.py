@@ -13,7 +13,9 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from qcrd.config.experiment import ConfigError, ExperimentConfig, Settings, TeacherConfig
+from qcrd.config.base import ConfigError, Settings
+from qcrd.config.experiment import ExperimentConfig
+from qcrd.config.teacher import TeacherConfig
 
 Measure = Literal[
     "test_accuracy", "training_hours", "sample_accuracy", "vote_accuracy", "mean_positives", "share_only_positives",
@@ -58,7 +60,7 @@ class Claim(Settings):
 
 
 class Comparison(Settings):
-    """Which of two rows' rationales a judge LLM finds better (Table 7), at one temperature of the students.
+    """Which of two rows' rationales an LLM judge finds better (Table 7), at one temperature of the students.
 
     `paper`: how often the first was better, both were good, the second was better.
     """
@@ -83,7 +85,7 @@ class Grid(Settings):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     claims: tuple[Claim, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
-    judge: TeacherConfig | None = Field(default=None, description="the LLM that makes the comparisons")
+    llm_judge: TeacherConfig | None = Field(default=None, description="the LLM that makes the comparisons")
     figures: tuple[Literal["training_share", "temperatures", "score_densities"], ...] = ()
     results: str | None = None
 
@@ -99,8 +101,8 @@ class Grid(Settings):
         for column, row in wanted:
             if (row, column) not in places:
                 raise ValueError(f"claims and comparisons: there is no cell ({row!r}, {column!r})")
-        if self.comparisons and self.judge is None:
-            raise ValueError("judge: None is not allowed; comparisons need one")
+        if self.comparisons and self.llm_judge is None:
+            raise ValueError("llm_judge: None is not allowed; comparisons need one")
         for one in self.comparisons:
             for row in (one.first, one.second):
                 self._check_explained(row, one)
@@ -140,9 +142,9 @@ class Grid(Settings):
 
 
 @contextlib.contextmanager
-def as_judge(*also: type[Exception]) -> Iterator[None]:
-    """A judge LLM's settings are a teacher's: a `ConfigError`, and what `also` names, says `judge.` of them."""
+def as_llm_judge(*also: type[Exception]) -> Iterator[None]:
+    """An LLM judge's settings are a teacher's: a `ConfigError`, and what `also` names, says `llm_judge.` of them."""
     try:
         yield
     except (ConfigError, *also) as error:
-        raise type(error)(re.sub(r"(?<![\w./-])teacher\.(?=\w)", "judge.", str(error))) from None
+        raise type(error)(re.sub(r"(?<![\w./-])teacher\.(?=\w)", "llm_judge.", str(error))) from None

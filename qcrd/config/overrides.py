@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qcrd.config.experiment import ConfigError, ExperimentConfig, RationalesConfig, with_overrides
-from qcrd.config.grid import Grid, as_judge
+from qcrd.config.base import ConfigError
+from qcrd.config.experiment import ExperimentConfig
+from qcrd.config.grid import Grid, as_llm_judge
+from qcrd.config.settings import with_overrides
 from qcrd.config.sweep import Sweep
+from qcrd.config.teacher import RationalesConfig
 
 
 def pairs_of(overrides: Sequence[str]) -> dict[str, str]:
@@ -41,17 +44,17 @@ def _parted(pairs: Mapping[str, str], group: str) -> tuple[dict[str, str], dict[
 
 
 def override_grid(grid: Grid, pairs: Mapping[str, str], seeds: str | None) -> Grid:
-    """A grid with its judge's settings (judge.model=…), those of all cells, and seeds replaced."""
-    own, others = _parted(pairs, "judge")
+    """A grid with its LLM judge's settings (llm_judge.model=…), those of all cells, and seeds replaced."""
+    own, others = _parted(pairs, "llm_judge")
     cells = [cell.model_copy(update={"config": override_experiment(cell.config, others)}) for cell in grid.cells]
     changed: dict[str, Any] = {"cells": cells} | ({} if seeds is None else {"seeds": seeds.split(",")})
     if own:
-        if grid.judge is None:
-            raise ConfigError(f"judge.{next(iter(own))}: not allowed; no judge LLM is asked in {grid.name}")
-        samples = RationalesConfig(num_samples=grid.judge.num_samples)
-        asking = ExperimentConfig(name="judge", teacher=grid.judge, rationales=samples)
-        with as_judge():
-            changed["judge"] = with_overrides(asking, {f"teacher.{key}": value for key, value in own.items()}).teacher
+        if grid.llm_judge is None:
+            raise ConfigError(f"llm_judge.{next(iter(own))}: not allowed; no LLM judge is asked in {grid.name}")
+        samples = RationalesConfig(num_samples=grid.llm_judge.num_samples)
+        asking = ExperimentConfig(name="llm-judge", teacher=grid.llm_judge, rationales=samples)
+        with as_llm_judge():
+            changed["llm_judge"] = with_overrides(asking, {f"teacher.{key}": value for key, value in own.items()}).teacher
     return Grid.model_validate(grid.model_dump() | changed)
 
 

@@ -7,7 +7,8 @@ import inspect
 import sys
 from pathlib import Path
 
-from qcrd.config.experiment import ConfigError, ExperimentConfig
+from qcrd.config.base import ConfigError
+from qcrd.config.experiment import ExperimentConfig
 from qcrd.config.grid import Grid
 from qcrd.config.sweep import Sweep
 

@@ -11,7 +11,9 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from qcrd.config.experiment import ExperimentConfig, Positive, Settings, with_overrides
+from qcrd.config.base import Positive, Settings
+from qcrd.config.experiment import ExperimentConfig
+from qcrd.config.settings import with_overrides
 
 NUM_SAMPLES, MOST_SAMPLES = "rationales.num_samples", "teacher.num_samples"
 

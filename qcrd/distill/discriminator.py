@@ -1,4 +1,4 @@
-"""The quality judge: an encoder over question + rationale, masked max-pool, Linear-ReLU-Linear, sigmoid.
+"""The discriminator: an encoder over question + rationale, masked max-pool, Linear-ReLU-Linear, sigmoid.
 
 Section 6 of the method; the paper's eqs. 1 and 2 and appendix A.3. It reads text, through a tokenizer of its own, and
 shares no weights with the student: its optimizer and its clipping are its own, and under Adam the factor alpha_3 of
@@ -100,8 +100,8 @@ class Discriminator(nn.Module):
 
 
 @dataclass(frozen=True)
-class JudgedQuestion:
-    """What the judge learns from for one question."""
+class QuestionRationales:
+    """What the discriminator learns from for one question."""
 
     question_id: str
     text: str
@@ -110,7 +110,7 @@ class JudgedQuestion:
 
 
 def rationale_loss(
-    judge: Discriminator, questions: Sequence[JudgedQuestion], num_questions: int | None = None
+    discriminator: Discriminator, questions: Sequence[QuestionRationales], num_questions: int | None = None
 ) -> torch.Tensor:
     """L_D (eq. 2) of a few questions, with gradient. A question with an empty side counts nothing.
 
@@ -118,9 +118,9 @@ def rationale_loss(
     """
     questions = [q for q in questions if q.positives and q.negatives]
     if not questions:
-        return sum(p.sum() for p in judge.head.parameters()) * 0.0  # pyright: ignore[reportReturnType]
+        return sum(p.sum() for p in discriminator.head.parameters()) * 0.0  # pyright: ignore[reportReturnType]
     sides = [[(q.text, r) for q in questions for r in side(q)] for side in (_positives, _negatives)]
-    scores = judge(judge.tokenize(sides[0] + sides[1]))
+    scores = discriminator(discriminator.tokenize(sides[0] + sides[1]))
     pos, neg = scores[: len(sides[0])], scores[len(sides[0]) :]
     return discriminator_loss(
         *_padded(pos, [len(q.positives) for q in questions]),
@@ -129,11 +129,11 @@ def rationale_loss(
     )
 
 
-def _positives(question: JudgedQuestion) -> list[str]:
+def _positives(question: QuestionRationales) -> list[str]:
     return question.positives
 
 
-def _negatives(question: JudgedQuestion) -> list[str]:
+def _negatives(question: QuestionRationales) -> list[str]:
     return question.negatives
 
 
@@ -144,15 +144,15 @@ def _padded(flat: torch.Tensor, counts: Sequence[int]) -> tuple[torch.Tensor, to
     return flat.new_zeros(mask.shape).masked_scatter(mask, flat), mask
 
 
-def judge_optimizer(judge: Discriminator, config: DiscriminatorConfig) -> FlatAdamW:
-    """AdamW of the judge alone."""
-    return FlatAdamW(judge, config.learning_rate, 0.0, config.max_grad_norm)
+def discriminator_optimizer(discriminator: Discriminator, config: DiscriminatorConfig) -> FlatAdamW:
+    """AdamW of the discriminator alone."""
+    return FlatAdamW(discriminator, config.learning_rate, 0.0, config.max_grad_norm)
 
 
 def optimizer_step(
-    judge: Discriminator,
+    discriminator: Discriminator,
     optimizer: FlatAdamW,
-    questions: Sequence[JudgedQuestion],
+    questions: Sequence[QuestionRationales],
     weight: float,
     seed: int,
     workers: Workers | None = None,
@@ -164,9 +164,9 @@ def optimizer_step(
     workers = workers or Workers()
     both = [q for q in questions if q.positives and q.negatives]
     torch.manual_seed(stable_seed(seed, workers.rank))
-    judge.train()
+    discriminator.train()
     optimizer.zero_grad()
-    loss = rationale_loss(judge, workers.share(both), len(both))
+    loss = rationale_loss(discriminator, workers.share(both), len(both))
     (weight * loss).backward()
     workers.sum_(optimizer.gradient)
     optimizer.step()
@@ -182,9 +182,9 @@ def _encoder(name: str, revision: str | None) -> PreTrainedModel:
 
 
 def build_discriminator(config: DiscriminatorConfig, texts: Sequence[str], device: torch.device) -> Discriminator:
-    """The judge before pretraining. Random weights come from `discriminator.seed` alone.
+    """The discriminator before pretraining. Random weights come from `discriminator.seed` alone.
 
-    A judge from scratch whose settings name no tokenizer trains one on `texts`.
+    A discriminator from scratch whose settings name no tokenizer trains one on `texts`.
     """
     torch.manual_seed(stable_seed(config.seed, "discriminator_initialisation"))
     if config.kind == "scratch":
@@ -201,15 +201,15 @@ def build_discriminator(config: DiscriminatorConfig, texts: Sequence[str], devic
     return Discriminator(encoder, tokenizer, config.hidden_size, config.max_tokens, config.dtype).to(device)
 
 
-def save_discriminator(judge: Discriminator, folder: Path) -> None:
+def save_discriminator(discriminator: Discriminator, folder: Path) -> None:
     """Write weights (safetensors), the encoder's config, sizes and tokenizer into `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights_of(judge), folder / "discriminator.safetensors")
-    judge.encoder.config.save_pretrained(folder)
-    judge.tokenizer.save_pretrained(folder)
-    head = judge.head[0]
+    save_file(weights_of(discriminator), folder / "discriminator.safetensors")
+    discriminator.encoder.config.save_pretrained(folder)
+    discriminator.tokenizer.save_pretrained(folder)
+    head = discriminator.head[0]
     assert isinstance(head, nn.Linear)
-    sizes = {"hidden_size": head.out_features, "max_tokens": judge.max_tokens, "dtype": judge.dtype}
+    sizes = {"hidden_size": head.out_features, "max_tokens": discriminator.max_tokens, "dtype": discriminator.dtype}
     (folder / "discriminator.json").write_text(json.dumps(sizes) + "\n")
 
 
@@ -219,9 +219,9 @@ def load_discriminator(folder: Path, device: torch.device, dtype: torch.dtype = 
     config = AutoConfig.from_pretrained(folder)
     is_t5 = config.model_type in _T5_TYPES
     encoder = (AutoModelForTextEncoding if is_t5 else AutoModel).from_config(config)
-    judge = Discriminator(encoder, load_tokenizer(str(folder)), **sizes)
-    set_weights(judge, load_file(folder / "discriminator.safetensors"))
-    return judge.to(device=device, dtype=dtype)
+    discriminator = Discriminator(encoder, load_tokenizer(str(folder)), **sizes)
+    set_weights(discriminator, load_file(folder / "discriminator.safetensors"))
+    return discriminator.to(device=device, dtype=dtype)
 
 
 def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:

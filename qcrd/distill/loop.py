@@ -1,4 +1,4 @@
-"""The training loop in plain torch: iterations of steps, negatives before each, the judge's update after it.
+"""The training loop in plain torch: iterations of steps, negatives before each, the discriminator's update after it.
 
 Several workers run it side by side, each on its share of every batch. It tells its surroundings how it goes through
 `emit` and keeps its state in a `CheckpointStore`, so the same loop runs inside a Ray Train worker, in a Tune trial or
@@ -21,7 +21,13 @@ from torch.nn.functional import pad
 from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
 from qcrd.distill.data import TrainingData
-from qcrd.distill.discriminator import JudgedQuestion, judge_optimizer, load_discriminator, set_weights, weights_of
+from qcrd.distill.discriminator import (
+    QuestionRationales,
+    discriminator_optimizer,
+    load_discriminator,
+    set_weights,
+    weights_of,
+)
 from qcrd.distill.discriminator_training import update_online
 from qcrd.distill.labels import greedy_labels
 from qcrd.distill.negatives import Negative, NegativeMaker, snapshot_for
@@ -85,12 +91,12 @@ class Training:
         self.optimizer = FlatAdamW(
             self.student.model, config.train.learning_rate, config.train.weight_decay, config.train.max_grad_norm
         )
-        self.judge = None
-        self.judge_optimizer = None
-        if config.uses_discriminator() and data.judge_folder is not None:
+        self.discriminator = None
+        self.discriminator_optimizer = None
+        if config.uses_discriminator() and data.discriminator_folder is not None:
             dtype = torch.float64 if config.student.dtype == "float64" else torch.float32
-            self.judge = load_discriminator(data.judge_folder, device, dtype)
-            self.judge_optimizer = judge_optimizer(self.judge, config.discriminator)
+            self.discriminator = load_discriminator(data.discriminator_folder, device, dtype)
+            self.discriminator_optimizer = discriminator_optimizer(self.discriminator, config.discriminator)
         self.progress = Progress()
         self.rows: list[dict[str, Any]] = []
         self._positive_quality: dict[int, list[float]] = {}
@@ -98,7 +104,7 @@ class Training:
     # -- the run ------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Train to the last step. All results are then in `student`, `judge`, `rows` and the snapshots."""
+        """Train to the last step. All results are then in `student`, `discriminator`, `rows` and the snapshots."""
         self.resume()
         while self.progress.iteration < self.schedule.num_iterations:
             self.run_iteration()
@@ -110,7 +116,7 @@ class Training:
         self.emit({"kind": "restart", "rows": self.rows})
         if self.progress.iteration == 0:
             return
-        for optimizer in (self.optimizer, self.judge_optimizer):
+        for optimizer in (self.optimizer, self.discriminator_optimizer):
             if optimizer is not None:
                 state = optimizer.state()
                 self.workers.broadcast_([optimizer.weights.data, *state.values()])
@@ -126,9 +132,9 @@ class Training:
         checkpoint = self.store.read(newest)
         set_weights(self.student.model, self.store.snapshot(newest))
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
-        if self.judge is not None and self.judge_optimizer is not None:
-            set_weights(self.judge, checkpoint.tensors["discriminator"])
-            self.judge_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            set_weights(self.discriminator, checkpoint.tensors["discriminator"])
+            self.discriminator_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
         return checkpoint.progress, checkpoint.rows
 
     def _load_snapshot(self, iteration: int, model: torch.nn.Module) -> None:
@@ -149,7 +155,7 @@ class Training:
         summary = self._train_steps(iteration, negatives, quality)
         trained = time.perf_counter()
         summary |= self._negative_metrics(visited, negatives)
-        summary |= self._update_judge(iteration, visited, negatives)
+        summary |= self._update_discriminator(iteration, visited, negatives)
         updated = time.perf_counter()
         accuracy = self.validation_accuracy()
         summary["eval/accuracy"] = accuracy
@@ -163,7 +169,7 @@ class Training:
         self.workers.from_first(self._save)
         times = {
             "time/negatives": made - started, "time/scoring": scored - made, "time/steps": trained - scored,
-            "time/judge": updated - trained, "time/evaluation": evaluated - updated,
+            "time/discriminator": updated - trained, "time/evaluation": evaluated - updated,
             "time/checkpoint": time.perf_counter() - evaluated,
         }  # fmt: skip
         self.emit({"kind": "metrics", "rows": [{**row, **times}]})
@@ -171,9 +177,9 @@ class Training:
     def _save(self) -> None:
         """Begin to save. Raises `OSError` where the save before failed (a full disk)."""
         tensors = {"optimizer": self.optimizer.state()}
-        if self.judge is not None and self.judge_optimizer is not None:
-            tensors["discriminator"] = weights_of(self.judge)
-            tensors["discriminator_optimizer"] = self.judge_optimizer.state()
+        if self.discriminator is not None and self.discriminator_optimizer is not None:
+            tensors["discriminator"] = weights_of(self.discriminator)
+            tensors["discriminator_optimizer"] = self.discriminator_optimizer.state()
         checkpoint = Checkpoint(self.progress, self.rows, tensors)
         self.store.save(self.progress.iteration, weights_of(self.student.model), checkpoint)
 
@@ -209,20 +215,20 @@ class Training:
         return self.workers.gather(maker.make(iteration, self.workers.share(batches), on_progress))
 
     def _quality(self, visited: Sequence[int], negatives: dict[int, list[Negative]]) -> Quality:
-        """(s+ of each positive, s- of each negative) of each question: constants until the judge's next update."""
+        """(s+ of each positive, s- of each negative) of each question: constants until the discriminator's next update."""
         examples = self.data.examples
-        if self.judge is None:
+        if self.discriminator is None:
             return {
                 i: ([1.0] * len(examples[i].positives), [0.0] * len(self._targets(i, negatives[i]))) for i in visited
             }
         new = [index for index in visited if index not in self._positive_quality]
         pairs = [(examples[i].text, text) for i in new for text in examples[i].positive_texts]
-        scores = iter(self.judge.score(pairs, workers=self.workers))
+        scores = iter(self.discriminator.score(pairs, workers=self.workers))
         for index in new:
             self._positive_quality[index] = [next(scores) for _ in examples[index].positive_texts]
         texts = {index: self._negative_texts(index, negatives[index]) for index in visited}
         pairs = [(examples[i].text, text) for i in visited for text in texts[i]]
-        scores = iter(self.judge.score(pairs, workers=self.workers))
+        scores = iter(self.discriminator.score(pairs, workers=self.workers))
         return {i: (self._positive_quality[i], [next(scores) for _ in texts[i]]) for i in visited}
 
     def _uses_teacher_negatives(self) -> bool:
@@ -335,26 +341,26 @@ class Training:
     def _progress(self, done: int, info: str) -> None:
         self.emit({"kind": "progress", "done": done, "total": self.config.train.steps, "info": info})
 
-    # -- the judge and evaluation -------------------------------------------------------------------------------
+    # -- the discriminator and evaluation -------------------------------------------------------------------------------
 
-    def _update_judge(
+    def _update_discriminator(
         self, iteration: int, visited: Sequence[int], negatives: dict[int, list[Negative]]
     ) -> dict[str, float]:
-        """Train the judge on the questions just visited: teacher positives, teacher negatives, fresh negatives."""
+        """Train the discriminator on the questions just visited: teacher positives, teacher negatives, fresh negatives."""
         config, loss = self.config.discriminator, self.config.loss
-        if self.judge is None or self.judge_optimizer is None or iteration % config.update_every:
+        if self.discriminator is None or self.discriminator_optimizer is None or iteration % config.update_every:
             return {}
         questions = [
-            JudgedQuestion(e.question_id, e.text, e.positive_texts, e.negative_texts + [n.text for n in negatives[i]])
+            QuestionRationales(e.question_id, e.text, e.positive_texts, e.negative_texts + [n.text for n in negatives[i]])
             for i, e in ((i, self.data.examples[i]) for i in visited)
         ]
         weight = loss.discriminator_weight * loss.discriminator_decay ** (iteration - 1)
         names = (self.config.seed, iteration)
-        mean = update_online(self.judge, self.judge_optimizer, config, questions, weight, names, self.workers)
+        mean = update_online(self.discriminator, self.discriminator_optimizer, config, questions, weight, names, self.workers)
         if mean is None:
             return {}
         self._positive_quality.clear()
-        return {"judge/online_loss": mean, "judge/updates": config.update_steps, "judge/weight": weight}
+        return {"discriminator/online_loss": mean, "discriminator/updates": config.update_steps, "discriminator/weight": weight}
 
     def validation_accuracy(self) -> float:
         """Share of right greedy labels on the validation questions."""

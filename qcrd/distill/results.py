@@ -1,4 +1,4 @@
-"""What a finished training leaves: students as model folders, the judge, metric rows and a summary."""
+"""What a finished training leaves: students as model folders, the discriminator, metric rows and a summary."""
 
 from __future__ import annotations
 
@@ -53,14 +53,14 @@ def copy_results(results: Path, out: Path) -> dict[str, float]:
 
 
 def write_results(training: Training, folder: Path) -> None:
-    """Write students (initial, best, last), judge, rows and a summary into `folder`. The student's weights change."""
+    """Write students (initial, best, last), discriminator, rows and a summary into `folder`. The student's weights change."""
     progress = training.progress
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training.rows))
     for name, iteration in (("initial", 0), ("best", progress.best_iteration), ("last", progress.iteration)):
         set_weights(training.student.model, training.store.snapshot(iteration))
         save_student(training.config, training.student, training.data, folder / name)
-    if training.judge is not None:
-        save_discriminator(training.judge, folder / "discriminator")
+    if training.discriminator is not None:
+        save_discriminator(training.discriminator, folder / "discriminator")
     summary = {
         "steps": training.config.train.steps,
         "iterations": progress.iteration,

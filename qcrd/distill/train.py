@@ -1,4 +1,4 @@
-"""Ray around the training loop and the judge's pretraining: wire, call core, report. The loop itself is in loop.py."""
+"""Ray around the training loop and the discriminator's pretraining: wire, call core, report. The loop itself is in loop.py."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.distill.async_negatives import AsyncNegatives, negatives_gpus
 from qcrd.distill.checkpoint import CheckpointStore, clear
 from qcrd.distill.data import load_training_data
-from qcrd.distill.discriminator import JudgedQuestion, build_discriminator, save_discriminator
+from qcrd.distill.discriminator import QuestionRationales, build_discriminator, save_discriminator
 from qcrd.distill.discriminator_training import pretrain
 from qcrd.distill.loop import Event, Training
 from qcrd.distill.results import RESULTS, copy_results, keep_results
@@ -166,16 +166,16 @@ def run_remotely(
     return result
 
 
-def pretrain_judge(
-    config: ExperimentConfig, inputs: Mapping[str, Path], out: Path, questions: list[JudgedQuestion], *,
+def pretrain_discriminator(
+    config: ExperimentConfig, inputs: Mapping[str, Path], out: Path, questions: list[QuestionRationales], *,
     emit: Callable[[Event], None],
 ) -> list[dict[str, float]]:  # fmt: skip
-    """Build, pretrain and write the judge into `out`. Returns its metric rows."""
+    """Build, pretrain and write the discriminator into `out`. Returns its metric rows."""
     device = set_up_torch(config)
     texts = [text for q in questions for text in (q.text, *q.positives, *q.negatives)]
-    judge = build_discriminator(config.discriminator, texts, device)
-    rows, held_out = pretrain(judge, config.discriminator, questions, emit)
-    save_discriminator(judge, out / "discriminator")
+    discriminator = build_discriminator(config.discriminator, texts, device)
+    rows, held_out = pretrain(discriminator, config.discriminator, questions, emit)
+    save_discriminator(discriminator, out / "discriminator")
     (out / "pretraining.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (out / "held_out.json").write_text(json.dumps(held_out) + "\n")
     return rows

@@ -1,4 +1,4 @@
-"""Which of two students' rationales a judge LLM finds better (the paper's Table 7).
+"""Which of two students' rationales an LLM judge finds better (the paper's Table 7).
 
 The judge is asked as the teacher is: by the same sampling, through the same limits, into the same sample store, so a
 reply that was paid for is never bought again. A sample's identity holds the judge's model and the whole request, with
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
-from qcrd.config.grid import Comparison, as_judge
+from qcrd.config.grid import Comparison, as_llm_judge
 from qcrd.evaluate import verdicts
 from qcrd.evaluate.verdicts import ComparisonResult, JudgedPair, Pair
 from qcrd.records import Explanation, Question, Sample, read_rows, write_rows
@@ -28,16 +28,16 @@ from qcrd.teacher.sample import OnProgress, sample
 ORDERS = 2
 
 
-def check_judge(config: ExperimentConfig, judge: TeacherConfig) -> None:
+def check_llm_judge(config: ExperimentConfig, judge: TeacherConfig) -> None:
     """Raise `ConfigError` for what can be known to be wrong before the first request to a judge.
 
-    Its settings are a teacher's; errors name them as the judge's (`judge.api_key_env`).
+    Its settings are a teacher's; errors name them as the judge's (`llm_judge.api_key_env`).
     """
     if judge.kind == "imported":
-        raise ConfigError("judge.kind: 'imported' is not allowed; openai, vllm and simulated are")
+        raise ConfigError("llm_judge.kind: 'imported' is not allowed; openai, vllm and simulated are")
     if judge.kind != "simulated":
         asking = _asking(config, judge)
-        with as_judge():
+        with as_llm_judge():
             check_teacher(asking, verdicts)
         verdicts.judge_prompt(read_prompt(asking.teacher, verdicts), Question("", "", "", "", ""), "", "")
 
@@ -73,7 +73,7 @@ def compare_rationales(
 
     `config` says which task it is and where the sample store lies. Writes the pairs' verdicts and replies to the
     Parquet file `out`, and counts, tokens and price beside it (`.json`). Ray must be running where a reply is missing.
-    A request that failed for good leaves its pair unparsed; `retry_errors` asks it again. `judge.budget_usd` holds for
+    A request that failed for good leaves its pair unparsed; `retry_errors` asks it again. `llm_judge.budget_usd` holds for
     the requests of this one comparison. Raises `ValueError` where there is no pair, and `Stopped`, with what was
     answered kept, where the budget or the endpoint stops it.
     """
@@ -82,7 +82,7 @@ def compare_rationales(
         name, summary, replies = verdicts.SIMULATED_NAME, {}, _simulated(config, pairs)
     else:
         name = judge.model
-        with as_judge(Stopped):
+        with as_llm_judge(Stopped):
             summary, replies = _replies(_asking(config, judge), pairs, on_progress, retry_errors)
     rows = [verdicts.judged_pair(pair, *both) for pair, both in zip(pairs, replies, strict=True)]
     read = [row for row in rows if row.verdict is not None]

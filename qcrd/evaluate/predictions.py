@@ -1,4 +1,4 @@
-"""Asking a trained student: labels (greedy), rationales, and the judge's scores of rationales.
+"""Asking a trained student: labels (greedy), rationales, and the discriminator's scores of rationales.
 
 Knows nothing about training, Ray or folders of artifacts.
 """
@@ -40,12 +40,12 @@ def explain(
     config: ExperimentConfig,
     student: Student,
     tokenizer: PreTrainedTokenizerBase,
-    judge: Discriminator | None,
+    discriminator: Discriminator | None,
     questions: Sequence[Question],
     temperature: float,
     max_new_tokens: int,
 ) -> list[Explanation]:
-    """One rationale for each question at a temperature (0: greedy), scored by the judge where there is one."""
+    """One rationale for each question at a temperature (0: greedy), scored by the discriminator where there is one."""
     if not questions:
         return []
     texts = [config.student.prefixes.explain + question.text for question in questions]
@@ -57,8 +57,8 @@ def explain(
     )  # fmt: skip
     rationales = [text.strip() for text in tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)]
     scores: Sequence[float | None] = [None] * len(questions)
-    if judge is not None:
-        scores = judge.score([(q.text, text) for q, text in zip(questions, rationales, strict=True)])
+    if discriminator is not None:
+        scores = discriminator.score([(q.text, text) for q, text in zip(questions, rationales, strict=True)])
     return [
         Explanation(q.id, q.split, temperature, 0, text, one.truncated, score)
         for q, text, one, score in zip(questions, rationales, made, scores, strict=True)

@@ -54,9 +54,9 @@ def evaluate_students(
     explanations: list[Explanation] = []
     scores: list[Score] = []
     metrics: dict[str, Any] = {}
-    judge = None
+    discriminator = None
     if (inputs["student"] / "discriminator").is_dir():
-        judge = load_discriminator(inputs["student"] / "discriminator", device)
+        discriminator = load_discriminator(inputs["student"] / "discriminator", device)
     total = len(asked) * len(CHECKPOINTS)
     for name in CHECKPOINTS:
         student, tokenizer = load_student(inputs["student"] / name, config.student.dtype, device)
@@ -67,11 +67,11 @@ def evaluate_students(
 
         predictions += predict_labels(config, student, tokenizer, task, asked, name, on_progress)
         if name == "best":
-            told = partial(explain, config, student, tokenizer, judge)
+            told = partial(explain, config, student, tokenizer, discriminator)
             if config.method in EXPLAINING:
                 explanations = _explanations(config, told, test, _teacher_examples(config, inputs, questions))
-            if judge is not None:
-                metrics["scored_split"], scores = _scores(config, told, judge, inputs, questions)
+            if discriminator is not None:
+                metrics["scored_split"], scores = _scores(config, told, discriminator, inputs, questions)
     write_rows(out / "predictions.parquet", Prediction, predictions)
     write_rows(out / "explanations.parquet", Explanation, explanations)
     write_rows(out / "scores.parquet", Score, scores)
@@ -106,24 +106,24 @@ def _teacher_examples(
 
 
 def _scores(
-    config: ExperimentConfig, told: Explain, judge: Discriminator, inputs: Mapping[str, Path],
+    config: ExperimentConfig, told: Explain, discriminator: Discriminator, inputs: Mapping[str, Path],
     questions: Sequence[Question],
 ) -> tuple[str, list[Score]]:  # fmt: skip
-    """The judge's scores of the teacher's rationales and of the student's samples to the same questions, and the
+    """The discriminator's scores of the teacher's rationales and of the student's samples to the same questions, and the
     questions' split: test where the teacher was asked test questions (nothing was trained on those), else train, of
-    which those count that the judge's pretraining held out."""
+    which those count that the discriminator's pretraining held out."""
     split = "test" if "test" in config.teacher.splits else "train"
     if split == "test":
         ids = {q.id for q in questions if q.split == "test"}
     else:
-        ids = set(json.loads((inputs["judge"] / "held_out.json").read_text()))
+        ids = set(json.loads((inputs["discriminator"] / "held_out.json").read_text()))
     rows = iter_rows(inputs["rationales"] / "rationales.parquet", Rationale)
     rationales = [row for row in rows if row.question_id in ids and row.answer is not None and row.text]
     explained = {row.question_id for row in rationales}
     scored = [q for q in questions if q.id in explained][:DENSITY_QUESTIONS]
     texts = {q.id: q.text for q in scored}
     rationales = [row for row in rationales if row.question_id in texts]
-    values = judge.score([(texts[row.question_id], row.text) for row in rationales]) if rationales else []
+    values = discriminator.score([(texts[row.question_id], row.text) for row in rationales]) if rationales else []
     scores = [
         Score(row.question_id, "teacher_positive" if row.positive else "teacher_negative", value)
         for row, value in zip(rationales, values, strict=True)

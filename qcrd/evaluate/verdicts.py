@@ -1,4 +1,4 @@
-"""What a judge LLM is asked about a pair of rationales, and how its reply is read (the paper's Table 7, appendix A.2).
+"""What an LLM judge is asked about a pair of rationales, and how its reply is read (the paper's Table 7, appendix A.2).
 
 The criterion is the paper's in our words (tasks/prompts/judge.txt): the more accurate rationale, which better explains
 the answer. Each pair is asked about in both orders; a verdict that flips with the order is a tie. Rationales are
@@ -61,7 +61,7 @@ class JudgedPair:
 
 @dataclass(frozen=True)
 class ComparisonResult:
-    """A judge LLM's verdicts on one column at one temperature (Table 7), over both orders of each pair.
+    """An LLM judge's verdicts on one column at one temperature (Table 7), over both orders of each pair.
 
     A verdict that flips with the order is a tie. `items`: question id → "first", "tie" or "second". `agreement`: share
     of the pairs whose two orders gave the same verdict. `unparsed`: pairs left out, since a reply could not be read.

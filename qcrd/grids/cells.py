@@ -2,7 +2,7 @@
 
 A cell and seed is one folder, named by row, column, seed and identity: `cell.json` (what was measured, by which command
 and commit), `predictions.parquet` (labels of the test questions at the best validation checkpoint), `metrics.jsonl`,
-`explanations.parquet` and `scores.parquet` (what the student wrote, and the judge's scores). The identity covers the
+`explanations.parquet` and `scores.parquet` (what the student wrote, and the discriminator's scores). The identity covers the
 settings and versions of all stages and the content of models and question files, so a cell of other settings is not
 taken for this one. Neither weights nor questions are in these files.
 """

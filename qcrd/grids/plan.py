@@ -33,8 +33,8 @@ class GridPlan:
     students: Counter[str] = field(default_factory=Counter)
     hours: dict[str, float] = field(default_factory=dict)
     unknown_hours: set[str] = field(default_factory=set)
-    judge_requests: int = 0
-    judge_usd: float | None = None
+    llm_judge_requests: int = 0
+    llm_judge_usd: float | None = None
 
     def show(self, display: Display) -> None:
         grid, seeds = self.grid, ", ".join(map(str, self.grid.seeds))
@@ -47,11 +47,11 @@ class GridPlan:
             show_cost(cost, display)
         if self.students:
             self._show_hours(display)
-        if grid.judge is not None and grid.comparisons:
-            name = grid.judge.kind if is_free(grid.judge) else grid.judge.model
-            asked = f"Then at most {self.judge_requests} requests to the judge LLM ({name}), both orders of each pair"
-            unknown = "" if is_free(grid.judge) else ", without a known price or with questions still to be downloaded"
-            display.say(f"{asked}{unknown if self.judge_usd is None else f', at most ${self.judge_usd:,.2f}'}.")
+        if grid.llm_judge is not None and grid.comparisons:
+            name = grid.llm_judge.kind if is_free(grid.llm_judge) else grid.llm_judge.model
+            asked = f"Then at most {self.llm_judge_requests} requests to the LLM judge ({name}), both orders of each pair"
+            unknown = "" if is_free(grid.llm_judge) else ", without a known price or with questions still to be downloaded"
+            display.say(f"{asked}{unknown if self.llm_judge_usd is None else f', at most ${self.llm_judge_usd:,.2f}'}.")
         usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]
         if any(value is not None for value in usd):
             known = sum(value for value in usd if value is not None)
@@ -100,17 +100,17 @@ def plan_grid(grid: Grid, download: bool = False, until: str | None = None) -> G
 
 
 def _count_comparisons(found: GridPlan, download: bool) -> None:
-    """The judge LLM's requests and price, with what the sample store has already."""
+    """The LLM judge's requests and price, with what the sample store has already."""
     grid, prices = found.grid, []
     for one in grid.comparisons:
         cell = grid.cell(one.first, one.column)
-        assert cell is not None and grid.judge is not None
+        assert cell is not None and grid.llm_judge is not None
         task = cell.config.task
-        there = not is_free(grid.judge) and (download or not is_download(task.path))
+        there = not is_free(grid.llm_judge) and (download or not is_download(task.path))
         questions = load_questions(get_task(task.name), task) if there else []
-        found.judge_requests += comparison_requests(cell.config, grid.judge)
-        prices.append(comparison_usd(cell.config, grid.judge, questions))
-    found.judge_usd = None if None in prices or not prices else sum(filter(None, prices))
+        found.llm_judge_requests += comparison_requests(cell.config, grid.llm_judge)
+        prices.append(comparison_usd(cell.config, grid.llm_judge, questions))
+    found.llm_judge_usd = None if None in prices or not prices else sum(filter(None, prices))
 
 
 def _count(

@@ -20,7 +20,7 @@ from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.config.grid import STAGE_OF, Cell, Grid
 from qcrd.console import Display
 from qcrd.distill.train import StageFailed, uses_gpu
-from qcrd.evaluate.llm_judge import check_judge, compare_rationales
+from qcrd.evaluate.llm_judge import check_llm_judge, compare_rationales
 from qcrd.grids.cells import cell_folder, cell_name, read_cell, right_of, slug, write_cell
 from qcrd.pipeline.run import (
     DEFAULT_OPTIONS,
@@ -101,11 +101,11 @@ def check_grid(grid: Grid) -> None:
     """`pipeline.check` for all cells. Raises `ConfigError`."""
     for cell in grid.cells:
         check(cell.config, _last_stage(cell))
-    if grid.judge is not None:
+    if grid.llm_judge is not None:
         for comparison in grid.comparisons:
             cell = grid.cell(comparison.first, comparison.column)
             assert cell is not None
-            check_judge(cell.config, grid.judge)
+            check_llm_judge(cell.config, grid.llm_judge)
 
 
 def cells_at_once(grid: Grid) -> int:
@@ -290,7 +290,7 @@ def _value(cell: Cell, summaries: Mapping[str, Mapping[str, Any]]) -> float:
     return float(summary[cell.measure.removesuffix("_size")])
 
 
-# -- the judge LLM's comparisons ----------------------------------------------------------------------------------
+# -- the LLM judge's comparisons ----------------------------------------------------------------------------------
 
 
 def _compare(
@@ -305,7 +305,7 @@ def _compare(
         if sides[0] is None or sides[1] is None:
             display.warn(f"no comparison in {comparison.column}: a cell is missing")
             continue
-        assert grid.judge is not None
+        assert grid.llm_judge is not None
         cell = grid.cell(comparison.first, comparison.column)
         assert cell is not None
         questions = read_rows(sides[0]["questions"].fetch() / "questions.parquet", Question)
@@ -320,7 +320,7 @@ def _compare(
         out.mkdir(parents=True, exist_ok=True)
         results.append(
             compare_rationales(
-                cell.config, grid.judge, comparison, questions, explained[0], explained[1], out / f"{name}.parquet",
+                cell.config, grid.llm_judge, comparison, questions, explained[0], explained[1], out / f"{name}.parquet",
                 on_progress, retry_errors,
             )
         )  # fmt: skip

@@ -124,8 +124,8 @@ def check_settings(made: Made, root: Path) -> None:
         get_parser(config.teacher.parser, get_task(config.task.name))
         _check_place("output", config.output)
     teachers = [config.teacher for config in _configs(made)]
-    if isinstance(made, Grid) and made.judge is not None:
-        teachers.append(made.judge)
+    if isinstance(made, Grid) and made.llm_judge is not None:
+        teachers.append(made.llm_judge)
     for teacher in teachers:
         if teacher.store is not None:
             _check_place("teacher.store", teacher.store)
@@ -190,8 +190,8 @@ def needed_variables(made: Made, secrets: Sequence[str]) -> dict[str, str]:
     needed: dict[str, str] = {}
     configs = _configs(made)
     teachers = [config.teacher for config in configs if config.uses_teacher()]
-    if isinstance(made, Grid) and made.judge is not None:
-        teachers.append(made.judge)
+    if isinstance(made, Grid) and made.llm_judge is not None:
+        teachers.append(made.llm_judge)
     for teacher in teachers:
         if teacher.kind == "openai" and teacher.api_key_file is None:
             where = "OpenAI" if teacher.base_url is None else f"{teacher.base_url}, where it asks for one"

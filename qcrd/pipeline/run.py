@@ -68,10 +68,10 @@ def check(config: ExperimentConfig, until: str = "report") -> None:
     if student.kind == "scratch":
         named = {"student.scratch.tokenizer": student.scratch.tokenizer}
     if config.uses_discriminator():
-        judge = config.discriminator
-        scratch = judge.kind == "scratch"
+        discriminator = config.discriminator
+        scratch = discriminator.kind == "scratch"
         field = "discriminator.scratch.tokenizer" if scratch else "discriminator.model"
-        named[field] = judge.scratch.tokenizer if scratch else judge.model
+        named[field] = discriminator.scratch.tokenizer if scratch else discriminator.model
     if (other := fixed_recipe(config)) is not None:
         check(other, until)
     elif config.negatives.source == "fixed":
@@ -197,7 +197,7 @@ def _work(config: ExperimentConfig, stage: str) -> str:
     sizes["train"] = train_limit(task, config) or sizes["train"]
     if stage == "questions":
         return ", ".join(f"{count} {split}" for split, count in sizes.items())
-    if stage == "judge":
+    if stage == "discriminator":
         return f"at most {config.discriminator.max_steps} steps of {config.discriminator.batch_questions} questions"
     if stage == "student":
         train = config.train
@@ -435,7 +435,7 @@ def student_job(config: ExperimentConfig) -> StudentJob:
     stage = stages_of(config)[index]
     artifact = _artifact(config, stage, finished)
     assert artifact is not None
-    inputs = {name: finished[name].fetch() for name in stage.inputs if name in ("questions", "training_set", "judge")}
+    inputs = {name: finished[name].fetch() for name in stage.inputs if name in ("questions", "training_set", "discriminator")}
     return StudentJob(config, artifact, _identity(config, stage, finished), inputs)
 
 
@@ -481,7 +481,7 @@ def _numbers(stage: str, summary: Mapping[str, Any]) -> dict[str, float]:
             flat |= {f"{name}_{inner}": float(v) for inner, v in value.items() if isinstance(v, int | float)}
         elif isinstance(value, int | float) and not isinstance(value, bool):
             flat[name] = float(value)
-    return {key.replace("judge/step", "judge/steps"): value for key, value in flat.items() if key != "step"}
+    return {key.replace("discriminator/step", "discriminator/steps"): value for key, value in flat.items() if key != "step"}
 
 
 def _record_artifact(config: ExperimentConfig, record: RunRecord, stage: Stage, artifact: Artifact) -> None:
@@ -492,8 +492,8 @@ def _record_artifact(config: ExperimentConfig, record: RunRecord, stage: Stage, 
         record.add_artifact(artifact.fetch() / "predictions.parquet", "predictions")
     elif stage.name == "rationales":
         record.add_artifact(artifact.fetch() / "statistics.json", "rationales")
-    elif stage.name == "judge":
-        record.add_artifact(artifact.fetch() / "pretraining.jsonl", "judge")
+    elif stage.name == "discriminator":
+        record.add_artifact(artifact.fetch() / "pretraining.jsonl", "discriminator")
     elif stage.name == "student":
         record.add_student(artifact.fetch() / "best")
     elif stage.name == "questions":
@@ -510,9 +510,9 @@ _HEALTH = {
     "report/parse_rate": "teacher samples that could be parsed (share)",
     "report/hinge_active_min": "active hinges after iteration j, lowest (share)",
     "report/hinge_active_max": "active hinges after iteration j, highest (share)",
-    "report/judge_auroc_real": "judge's AUROC, teacher's negatives, held-out questions",
-    "report/judge_auroc_augmented": "judge's AUROC, augmented negatives, held-out questions",
-    "report/online_updates": "judge's online updates (optimizer steps)",
+    "report/discriminator_auroc_real": "discriminator's AUROC, teacher's negatives, held-out questions",
+    "report/discriminator_auroc_augmented": "discriminator's AUROC, augmented negatives, held-out questions",
+    "report/online_updates": "discriminator's online updates (optimizer steps)",
     "report/truncated_negatives": "truncated negatives (share)",
 }
 

@@ -1,7 +1,7 @@
 """The stages of one experiment in order: what each reads, which settings decide its output, and what it does.
 
 A stage reads finished folders and fills one new folder. Which stages an experiment has follows from its method:
-without a teacher's help nobody is asked, without a judge none is trained. Knows nothing about where folders lie or
+without a teacher's help nobody is asked, without a discriminator none is trained. Knows nothing about where folders lie or
 what is already done (pipeline.py).
 """
 
@@ -17,14 +17,14 @@ from typing import Any, Literal, TypeVar
 
 from qcrd.config import ConfigError, ExperimentConfig, ScratchConfig
 from qcrd.console import Display
-from qcrd.distill.discriminator import JudgedQuestion
+from qcrd.distill.discriminator import QuestionRationales
 from qcrd.distill.discriminator_training import AUROC_WARNING
 from qcrd.distill.loop import Event
 from qcrd.distill.results import copy_results
-from qcrd.distill.train import pretrain_judge, run_remotely, train
+from qcrd.distill.train import pretrain_discriminator, run_remotely, train
 from qcrd.evaluate.students import evaluate
 from qcrd.models.student import encode_inputs, encode_targets, load_tokenizer, train_tokenizer
-from qcrd.rationales.consistency import judge_question, statistics
+from qcrd.rationales.consistency import statistics, vote_on
 from qcrd.rationales.single_task import PHRASE
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Question, Rationale, Sample, Vote, iter_rows, read_rows, write_rows
@@ -102,7 +102,7 @@ def given_tokenizer(config: ExperimentConfig, part: Literal["student", "discrimi
 
 
 def check_tokenizers(config: ExperimentConfig) -> None:
-    """Raise `ConfigError` where the student's or the judge's tokenizer cannot be read."""
+    """Raise `ConfigError` where the student's or the discriminator's tokenizer cannot be read."""
     given_tokenizer(config, "student")
     if config.uses_discriminator():
         given_tokenizer(config, "discriminator")
@@ -178,7 +178,7 @@ def _make_rationales(run: StageRun) -> Summary:
     samples = iter_rows(run.inputs["samples"] / "samples.parquet", Sample)
     for id_, rows in groupby(samples, lambda row: row.question_id):  # they lie question by question
         used = [row for row in rows if row.index < config.rationales.num_samples]
-        vote, judged = judge_question(questions[id_], used, parse, config.rationales.positives)
+        vote, judged = vote_on(questions[id_], used, parse, config.rationales.positives)
         votes.append(vote)
         rationales += judged
     write_rows(run.out / "votes.parquet", Vote, votes)
@@ -266,32 +266,32 @@ def _make_training_set(run: StageRun) -> Summary:
     }
 
 
-# -- judge --------------------------------------------------------------------------------------------------------
+# -- discriminator --------------------------------------------------------------------------------------------------------
 
 _ONLINE_FIELDS = {"enabled", "update_every", "update_steps", "kind", "model", "revision", "scratch"}
 
 
-def _judge_settings(config: ExperimentConfig) -> dict[str, Any]:
-    judge = config.discriminator
+def _discriminator_settings(config: ExperimentConfig) -> dict[str, Any]:
+    discriminator = config.discriminator
     return {
-        **judge.model_dump(exclude=_ONLINE_FIELDS),
-        "model": _model(judge.kind, judge.model, judge.revision, judge.scratch),
+        **discriminator.model_dump(exclude=_ONLINE_FIELDS),
+        "model": _model(discriminator.kind, discriminator.model, discriminator.revision, discriminator.scratch),
     }
 
 
-def _make_judge(run: StageRun) -> Summary:
+def _make_discriminator(run: StageRun) -> Summary:
     questions = {q.id: q for q in read_rows(run.inputs["questions"] / "questions.parquet", Question)}
     sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
     for row in _of_train(read_rows(run.inputs["rationales"] / "rationales.parquet", Rationale), questions):
         if row.answer is not None and row.text:
             sides[row.question_id][0 if row.positive else 1].append(row.text)
-    judged = [JudgedQuestion(id_, questions[id_].text, *both) for id_, both in sides.items()]
-    rows = run_remotely(run.config, pretrain_judge, {}, run.out, judged, on_event=run.on_event)
+    judged = [QuestionRationales(id_, questions[id_].text, *both) for id_, both in sides.items()]
+    rows = run_remotely(run.config, pretrain_discriminator, {}, run.out, judged, on_event=run.on_event)
     last = rows[-1]
-    auroc = last.get("judge/auroc_real", last.get("judge/auroc_augmented"))
+    auroc = last.get("discriminator/auroc_real", last.get("discriminator/auroc_augmented"))
     if auroc is None or auroc < AUROC_WARNING:
         shown = "not measurable" if auroc is None else f"{auroc:.3f}"
-        run.display.warn(f"the judge's AUROC on held-out rationales is {shown}, below {AUROC_WARNING}")
+        run.display.warn(f"the discriminator's AUROC on held-out rationales is {shown}, below {AUROC_WARNING}")
     return dict(last)
 
 
@@ -335,7 +335,7 @@ def _fixed(config: ExperimentConfig) -> dict[str, Any]:
 
 
 def _make_student(run: StageRun) -> Summary:
-    inputs = {name: run.inputs[name] for name in ("questions", "training_set", "judge") if name in run.inputs}
+    inputs = {name: run.inputs[name] for name in ("questions", "training_set", "discriminator") if name in run.inputs}
     times = train(run.config, inputs, run.fingerprint, run.identity, run.out, run.on_event)
     return {**json.loads((run.out / "training.json").read_text()), **times}
 
@@ -375,7 +375,7 @@ def _make_report(run: StageRun) -> Summary:
 def stages_of(config: ExperimentConfig) -> list[Stage]:
     """The stages of an experiment, in the order in which data flows."""
     asked = ("samples", "rationales") if config.uses_teacher() else ()
-    judged = ("judge",) if config.uses_discriminator() else ()
+    judged = ("discriminator",) if config.uses_discriminator() else ()
     rationales = ("rationales",) if asked else ()
     trained = ("questions", "training_set", *judged)
     every = ("questions", *asked, "training_set", *judged, "student", "predictions")
@@ -386,7 +386,7 @@ def stages_of(config: ExperimentConfig) -> list[Stage]:
         "training_set": Stage(
             "training_set", 1, ("questions", *rationales), _training_set_settings, _make_training_set, True
         ),
-        "judge": Stage("judge", 2, ("questions", "rationales"), _judge_settings, _make_judge, True),
+        "discriminator": Stage("discriminator", 2, ("questions", "rationales"), _discriminator_settings, _make_discriminator, True),
         "student": Stage("student", 2, trained, _student_settings, _make_student, False),
         "predictions": Stage(
             "predictions", 4, (*rationales, *trained, "student"), _predictions_settings, _make_predictions, False

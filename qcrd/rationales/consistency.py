@@ -21,7 +21,7 @@ def majority(answers: Sequence[str]) -> tuple[str, bool]:
     return winners[0], len(winners) > 1
 
 
-def judge_question(
+def vote_on(
     question: Question, samples: Sequence[Sample], parse: Parser, positives: str
 ) -> tuple[Vote, list[Rationale]]:
     """Parse and vote over the samples of one question, in the order of their index.

@@ -106,7 +106,7 @@ class _SweepRun:
     # -- shared work ------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
-        """All that trials share: samples, rationales, training sets, judges, fixed students."""
+        """All that trials share: samples, rationales, training sets, discriminators, fixed students."""
         todo = shared_configurations(self.sweep)
         for number, values in enumerate(todo, start=1):
             what = f" {number}/{len(todo)} ({label_of(values)})" if len(todo) > 1 else ""

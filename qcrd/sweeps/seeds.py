@@ -1,6 +1,6 @@
 """One configuration of a sweep: the trainings of all its seeds, iteration by iteration, side by side.
 
-After each iteration the host is told how the seeds do together, so that a scheduler judges their mean. Checkpoints and
+After each iteration the host is told how the seeds do together, so that a scheduler discriminators their mean. Checkpoints and
 results lie where a run of the same experiment would look for them: a trial that is started again goes on, and the
 winner needs no second training. Knows nothing about Ray, searches or schedulers: `report` is the host's.
 """

@@ -1,4 +1,4 @@
-"""The judge: eq. 2 on its own scores, pooling without padding, learning, and saving."""
+"""The discriminator: eq. 2 on its own scores, pooling without padding, learning, and saving."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ import torch
 
 from qcrd.config import DiscriminatorConfig, ScratchConfig
 from qcrd.distill.discriminator import (
-    JudgedQuestion,
+    QuestionRationales,
     build_discriminator,
     load_discriminator,
     rationale_loss,
@@ -23,33 +23,33 @@ CONFIG = DiscriminatorConfig(
 CPU = torch.device("cpu")
 
 
-def questions(count: int = 40) -> list[JudgedQuestion]:
+def questions(count: int = 40) -> list[QuestionRationales]:
     right, wrong = ["We add 8 and 3 and get 8 + 3 = 11 apples."], ["pens pens left toys"]
-    return [JudgedQuestion(f"q{i}", TEXTS[0], right, wrong * (i % 2)) for i in range(count)]
+    return [QuestionRationales(f"q{i}", TEXTS[0], right, wrong * (i % 2)) for i in range(count)]
 
 
 def test_padding_never_wins_the_max_pool():
-    judge = build_discriminator(CONFIG, TEXTS * 3, CPU).eval()
+    discriminator = build_discriminator(CONFIG, TEXTS * 3, CPU).eval()
     pairs = [(TEXTS[0], "8 + 3"), (TEXTS[2], TEXTS[3] * 3)]
-    together = judge.score(pairs)
-    assert together == pytest.approx([judge.score(pairs[:1])[0], judge.score(pairs[1:])[0]], abs=1e-6)
+    together = discriminator.score(pairs)
+    assert together == pytest.approx([discriminator.score(pairs[:1])[0], discriminator.score(pairs[1:])[0]], abs=1e-6)
     assert all(0 < score < 1 for score in together)
 
 
 def test_loss_is_equation_2_on_the_scores():
-    judge = build_discriminator(CONFIG, TEXTS * 3, CPU).eval()
-    asked = [JudgedQuestion("a", "q", ["x y", "z"], ["pens"]), JudgedQuestion("b", "q", ["x"], [])]
-    pos, neg = torch.tensor(judge.score([("q", "x y"), ("q", "z")])), torch.tensor(judge.score([("q", "pens")]))
+    discriminator = build_discriminator(CONFIG, TEXTS * 3, CPU).eval()
+    asked = [QuestionRationales("a", "q", ["x y", "z"], ["pens"]), QuestionRationales("b", "q", ["x"], [])]
+    pos, neg = torch.tensor(discriminator.score([("q", "x y"), ("q", "z")])), torch.tensor(discriminator.score([("q", "pens")]))
     expected = -torch.log(torch.exp(pos).sum() / torch.exp(neg).sum())  # b has no negative and is left out
-    assert float(rationale_loss(judge, asked).detach()) == pytest.approx(float(expected), rel=1e-5)
-    assert float(rationale_loss(judge, asked[1:]).detach()) == 0.0
+    assert float(rationale_loss(discriminator, asked).detach()) == pytest.approx(float(expected), rel=1e-5)
+    assert float(rationale_loss(discriminator, asked[1:]).detach()) == 0.0
 
 
 def test_pretraining_separates_what_can_be_separated():
-    judge = build_discriminator(CONFIG, TEXTS * 3, CPU)
-    rows, held_out = pretrain(judge, CONFIG, questions(), lambda event: None)
-    assert rows[-1]["judge/auroc_real"] > 0.95 and rows[-1]["judge/mean_positive"] > 0.7
-    assert rows[-1]["judge/loss"] < rows[0]["judge/loss"] + 1e-3 and len(held_out) == 4
+    discriminator = build_discriminator(CONFIG, TEXTS * 3, CPU)
+    rows, held_out = pretrain(discriminator, CONFIG, questions(), lambda event: None)
+    assert rows[-1]["discriminator/auroc_real"] > 0.95 and rows[-1]["discriminator/mean_positive"] > 0.7
+    assert rows[-1]["discriminator/loss"] < rows[0]["discriminator/loss"] + 1e-3 and len(held_out) == 4
     again = build_discriminator(CONFIG, TEXTS * 3, CPU)
     assert pretrain(again, CONFIG, questions(), lambda event: None) == (rows, held_out)
 
@@ -62,7 +62,7 @@ def test_held_out_questions_are_a_tenth_and_apart():
 
 def test_auroc_by_hand():
     metrics = HeldOut([0.9, 0.6], [0.7, 0.1], []).metrics()
-    assert metrics["judge/auroc_real"] == pytest.approx(3 / 4) and "judge/auroc_augmented" not in metrics
+    assert metrics["discriminator/auroc_real"] == pytest.approx(3 / 4) and "discriminator/auroc_augmented" not in metrics
 
 
 def test_augmentation_fills_up_to_the_positives():
@@ -76,11 +76,11 @@ def test_texts_of_any_length_are_cut_to_the_limit():
     assert [len(row) for row in rows][:3] == [12, 12, 12] and len(rows[3]) < 12
 
 
-def test_saved_and_loaded_judges_score_alike(tmp_path: Path):
-    judge = build_discriminator(CONFIG, TEXTS * 3, CPU)
-    save_discriminator(judge, tmp_path)
+def test_saved_and_loaded_discriminators_score_alike(tmp_path: Path):
+    discriminator = build_discriminator(CONFIG, TEXTS * 3, CPU)
+    save_discriminator(discriminator, tmp_path)
     pairs = [(TEXTS[0], TEXTS[1]), (TEXTS[2], TEXTS[3])]
-    assert load_discriminator(tmp_path, CPU).score(pairs) == pytest.approx(judge.score(pairs), abs=1e-7)
+    assert load_discriminator(tmp_path, CPU).score(pairs) == pytest.approx(discriminator.score(pairs), abs=1e-7)
 
 
 def test_mixed_precision_of_the_encoder_alone(tmp_path: Path):
@@ -100,8 +100,8 @@ def test_a_pretrained_seq2seq_gives_its_encoder(tmp_path: Path):
 
     tiny_student("float32").model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    judge = build_discriminator(DiscriminatorConfig(model=str(tmp_path)), [], CPU)
-    assert 0 < judge.score([(TEXTS[0], TEXTS[1])])[0] < 1
+    discriminator = build_discriminator(DiscriminatorConfig(model=str(tmp_path)), [], CPU)
+    assert 0 < discriminator.score([(TEXTS[0], TEXTS[1])])[0] < 1
 
 
 def test_too_few_questions_are_refused():

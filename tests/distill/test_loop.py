@@ -16,7 +16,7 @@ from qcrd.distill.discriminator import build_discriminator, save_discriminator
 from qcrd.distill.loop import Training
 from qcrd.distill.results import write_results
 from qcrd.models.student import encode_inputs, encode_targets, load_student, train_tokenizer
-from qcrd.rationales.consistency import judge_question
+from qcrd.rationales.consistency import vote_on
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Rationale, Sample, Vote
 from qcrd.storage.output import Storage
@@ -51,7 +51,7 @@ def config_of(**changes: Any) -> ExperimentConfig:
 
 
 def data_of(config: ExperimentConfig, folder: Path) -> TrainingData:
-    """Questions, simulated samples and an untrained judge, without any stage or Ray."""
+    """Questions, simulated samples and an untrained discriminator, without any stage or Ray."""
     task = get_task("arithmetic")
     questions = load_questions(task, config.task)
     train = [q for q in questions if q.split == "train"]
@@ -62,7 +62,7 @@ def data_of(config: ExperimentConfig, folder: Path) -> TrainingData:
         call = Call(q.id, (0, 1, 2), "", q.label, q.facts, (0, 1, 2))
         texts = [teacher.write(call, row) for row in range(3)]
         samples = [Sample(q.id, i, "", text, "", "", "", None, 1, None, None) for i, text in enumerate(texts)]
-        votes[q.id], rationales[q.id] = judge_question(q, samples, task.parse, "majority")
+        votes[q.id], rationales[q.id] = vote_on(q, samples, task.parse, "majority")
     texts = [q.text + " " + q.label + " predict: explain: " for q in train]
     texts += [r.text for rows in rationales.values() for r in rows]
     tokenizer = train_tokenizer(texts, 200)
@@ -70,8 +70,8 @@ def data_of(config: ExperimentConfig, folder: Path) -> TrainingData:
         config, train, votes, rationales,
         lambda t, limit: encode_inputs(tokenizer, t, limit), lambda t, limit: encode_targets(tokenizer, t, limit),
     )  # fmt: skip
-    save_discriminator(build_discriminator(config.discriminator, texts, torch.device("cpu")), folder / "judge")
-    return TrainingData(examples, [q for q in questions if q.split == "validation"], tokenizer, folder / "judge")
+    save_discriminator(build_discriminator(config.discriminator, texts, torch.device("cpu")), folder / "discriminator")
+    return TrainingData(examples, [q for q in questions if q.split == "validation"], tokenizer, folder / "discriminator")
 
 
 class Killed(Exception):
@@ -108,8 +108,8 @@ def train(
 
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
-    assert training.judge is not None
-    return {**training.student.model.state_dict(), **{f"judge.{k}": v for k, v in training.judge.state_dict().items()}}
+    assert training.discriminator is not None
+    return {**training.student.model.state_dict(), **{f"discriminator.{k}": v for k, v in training.discriminator.state_dict().items()}}
 
 
 @pytest.fixture(scope="module")
@@ -140,8 +140,8 @@ def test_killed_and_resumed_equals_uninterrupted(
 def test_all_of_qcrd_takes_part(whole: tuple[Training, Path]):
     training, _ = whole
     iterations = [row for row in training.rows if "eval/accuracy" in row]
-    assert all(row["negatives/count"] > 0 and row["judge/updates"] == 2 for row in iterations)
-    assert [row["judge/weight"] for row in iterations[:3]] == pytest.approx([0.5, 0.45, 0.405])
+    assert all(row["negatives/count"] > 0 and row["discriminator/updates"] == 2 for row in iterations)
+    assert [row["discriminator/weight"] for row in iterations[:3]] == pytest.approx([0.5, 0.45, 0.405])
     steps = [row for row in training.rows if "train/loss" in row]
     assert steps[-1]["train/hinge_active"] > 0.5  # margin 9: all but a few samples of a random student
     losses = [row["train/label_loss"] for row in steps]

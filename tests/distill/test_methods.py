@@ -67,11 +67,11 @@ FIRST_ONLY = of_qcrd(
     positives=[side[:1] for side in DATA.positives], quality_positives=[side[:1] for side in DATA.quality_positives]
 )
 NO_NEGATIVES = {"negatives": [[]] * 5, "quality_negatives": [[]] * 5}
-NO_JUDGE = {
+NO_DISCRIMINATOR = {
     "quality_positives": [[1.0] * len(side) for side in DATA.positives],
     "quality_negatives": [[0.0] * len(side) for side in DATA.negatives],
 }
-NO_JUDGE_FIRST_ONLY = {**NO_JUDGE, "quality_positives": [[1.0] * len(side) for side in FIRST_ONLY.positives]}
+NO_DISCRIMINATOR_FIRST_ONLY = {**NO_DISCRIMINATOR, "quality_positives": [[1.0] * len(side) for side in FIRST_ONLY.positives]}
 CASES = {
     "finetune": Case("finetune"),
     "distill_label": Case("distill_label"),
@@ -82,8 +82,8 @@ CASES = {
     "qcrd": Case("qcrd"),
     "qcrd w/o ED": Case("qcrd", FIRST_ONLY),
     "qcrd w/o NK": Case("qcrd", of_qcrd(**NO_NEGATIVES)),
-    "qcrd w/o QJ": Case("qcrd", of_qcrd(**NO_JUDGE)),
-    "qcrd w/o ED, NK, QJ": Case("qcrd", replace(FIRST_ONLY, **{**NO_JUDGE_FIRST_ONLY, **NO_NEGATIVES})),
+    "qcrd w/o QJ": Case("qcrd", of_qcrd(**NO_DISCRIMINATOR)),
+    "qcrd w/o ED, NK, QJ": Case("qcrd", replace(FIRST_ONLY, **{**NO_DISCRIMINATOR_FIRST_ONLY, **NO_NEGATIVES})),
 }
 
 

@@ -78,9 +78,9 @@ def test_counted_operations_are_those_of_the_linear_layers():
     assert counts.qcrd_step(costs, batch, active_share=0.5, padded=False) == label + explained
 
 
-def test_padded_scores_are_the_judges():
+def test_padded_scores_are_the_discriminators():
     scratch = ScratchConfig(d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
     config = DiscriminatorConfig(kind="scratch", scratch=scratch)
-    judge = build_discriminator(config, [*QUESTIONS, "8 + 3 = 11 apples."], torch.device("cpu"))
+    discriminator = build_discriminator(config, [*QUESTIONS, "8 + 3 = 11 apples."], torch.device("cpu"))
     pairs = [(question, text) for question, own in zip(QUESTIONS, NEGATIVES, strict=True) for text in own]
-    assert padded_scores(judge, pairs).tolist() == pytest.approx(judge.score(pairs), rel=1e-5)
+    assert padded_scores(discriminator, pairs).tolist() == pytest.approx(discriminator.score(pairs), rel=1e-5)

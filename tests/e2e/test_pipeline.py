@@ -27,7 +27,7 @@ def test_a_run_does_all_of_qcrd_and_reports_it(whole: tuple[Path, str]):
     output, text = whole
     report = (only(output / "report") / "report.md").read_text()
     assert "test accuracy: " in report and "simulated" in report
-    assert "judge's online updates (optimizer steps)" in text and "active hinges after iteration j" in text
+    assert "discriminator's online updates (optimizer steps)" in text and "active hinges after iteration j" in text
     assert len(list((only(output / "report") / "figures").glob("*.png"))) >= 3
     rows = rows_of(only(output / "student"))
     assert sum("eval/accuracy" in row for row in rows) == 4 and sum("train/loss" in row for row in rows) >= 4
@@ -44,7 +44,7 @@ def test_mlflow_shows_the_run(whole: tuple[Path, str]):
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED" and found.data.params["negatives.gap"] == "2"
-    for name in ("train/loss", "eval/accuracy", "judge/auroc_augmented", "rationales/parse_rate", "samples/samples",
+    for name in ("train/loss", "eval/accuracy", "discriminator/auroc_augmented", "rationales/parse_rate", "samples/samples",
                  "eval/test_accuracy_best", "report/test_accuracy"):  # fmt: skip
         assert name in found.data.metrics, name
     history = client.get_metric_history(found.info.run_id, "eval/accuracy")
@@ -58,7 +58,7 @@ def test_a_second_run_skips_everything_and_says_so(whole: tuple[Path, str]):
     output, _ = whole
     before = {path: path.stat().st_mtime_ns for path in output.glob("*/*/artifact.json")}
     text = run(output, *WHOLE)
-    everything = "questions, samples, rationales, training_set, judge, student, predictions, report"
+    everything = "questions, samples, rationales, training_set, discriminator, student, predictions, report"
     assert f"already there: {everything}\n" in text and len(before) == 8
     assert {path: path.stat().st_mtime_ns for path in output.glob("*/*/artifact.json")} == before
 
@@ -76,7 +76,7 @@ def test_rationales_scores_and_labels_of_test_questions(whole: tuple[Path, str])
     assert {row.question_id.split("-")[1] for row in read_rows(folder / "scores.parquet", Score)} == {"test"}
     shown = report.read_text()
     assert shown.count("### test question") == 5 and "| state the gold answer |" in shown
-    assert "The questions are test questions; neither the student nor the judge was trained on any of them." in shown
+    assert "The questions are test questions; neither the student nor the discriminator was trained on any of them." in shown
     assert "| rationales | samples used (the first 3 of each question) | 144 |" in shown
 
     questions = {q.id: q for q in read_rows(only(output / "questions") / "questions.parquet", Question)}
@@ -128,7 +128,7 @@ def killed(whole: tuple[Path, str], tmp_path_factory: pytest.TempPathFactory) ->
 def test_a_run_killed_in_training_goes_on_and_equals_the_other(whole: tuple[Path, str], killed: Path, tmp_path: Path):
     output = copy_without(killed, tmp_path / "runs")
     text = run(output, *WHOLE)
-    assert "already there: questions, samples, rationales, training_set, judge\n" in text
+    assert "already there: questions, samples, rationales, training_set, discriminator\n" in text
     assert_same(output, whole[0])
     assert not [*output.glob("checkpoints/*/checkpoints"), *output.glob("checkpoints/*/snapshots")]  # only results stay
 

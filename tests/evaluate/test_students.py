@@ -51,7 +51,7 @@ RATIONALES = [
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("inputs")
-    found = {name: folder / name for name in ("questions", "rationales", "training_set", "judge", "student")}
+    found = {name: folder / name for name in ("questions", "rationales", "training_set", "discriminator", "student")}
     for one in found.values():
         one.mkdir()
     write_rows(found["questions"] / "questions.parquet", Question, QUESTIONS)
@@ -62,12 +62,12 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         for name, (good, bad) in sides.items()
     ]
     write_rows(found["training_set"] / "examples.parquet", Example, examples)
-    (found["judge"] / "held_out.json").write_text(json.dumps(["train-0", "train-4"]))
+    (found["discriminator"] / "held_out.json").write_text(json.dumps(["train-0", "train-4"]))
     for seed, name in enumerate(("initial", "best", "last")):
         write_student(found["student"] / name, seed)
     sizes = ScratchConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    judge = build_discriminator(DiscriminatorConfig(kind="scratch", scratch=sizes), TEXTS, torch.device("cpu"))
-    save_discriminator(judge, found["student"] / "discriminator")
+    discriminator = build_discriminator(DiscriminatorConfig(kind="scratch", scratch=sizes), TEXTS, torch.device("cpu"))
+    save_discriminator(discriminator, found["student"] / "discriminator")
     return found
 
 
@@ -116,14 +116,14 @@ def test_metrics_are_those_of_the_greedy_rationales(default: Outcome):
 
 def test_held_out_training_questions_are_scored_by_default(default: Outcome, inputs: dict[str, Path]):
     assert default.metrics["scored_split"] == "train"
-    judge = load_discriminator(inputs["student"] / "discriminator", torch.device("cpu"))
+    discriminator = load_discriminator(inputs["student"] / "discriminator", torch.device("cpu"))
     texts = {q.id: q.text for q in QUESTIONS}
     teacher = [(row, source) for row in default.scores if not (source := row.source).startswith("student")]
     assert [(row.question_id, source) for row, source in teacher] == [
         ("train-0", "teacher_positive"), ("train-0", "teacher_negative"), ("train-4", "teacher_negative"),
     ]  # fmt: skip
     pairs = [("train-0", 0), ("train-0", 1), ("train-4", 0)]
-    expected = judge.score([(texts[name], f"{name} rationale {number}") for name, number in pairs])
+    expected = discriminator.score([(texts[name], f"{name} rationale {number}") for name, number in pairs])
     assert [row.score for row, _ in teacher] == pytest.approx(expected, abs=1e-6)
     student = [(row.question_id, row.source) for row in default.scores if row.source.startswith("student")]
     assert student == [(name, f"student_{t}") for t in ("1.5", "2") for name in ("train-0", "train-4")]

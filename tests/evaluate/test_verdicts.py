@@ -1,4 +1,4 @@
-"""The judge LLM's request and reply: what is shown and how, which replies are verdicts, and both orders together."""
+"""The LLM judge's request and reply: what is shown and how, which replies are verdicts, and both orders together."""
 
 from __future__ import annotations
 

@@ -161,7 +161,7 @@ def test_a_job_whose_driver_is_killed_goes_on_when_it_is_submitted_again(
         one.send_signal(signal.SIGKILL)
     wait_for(lambda: client.get_job_status(job_in(shown)).is_terminal(), 120, head)
     code, shown = cluster.qcrd(*submit)
-    assert code == 0 and "✓ already there: questions, samples, rationales, training_set, judge" in shown
+    assert code == 0 and "✓ already there: questions, samples, rationales, training_set, discriminator" in shown
     assert_same(out, whole[0])
 
 

@@ -73,7 +73,7 @@ def test_a_sweep_goes_on_after_a_kill_and_equals_an_undisturbed_one(tmp_path: Pa
     store = sorted((path.name, path.stat().st_size) for path in (tmp_path / "killed" / "store").rglob("*.jsonl"))
 
     text = finish(start(tmp_path, "sweep", "killed", "--parallel", "1"))
-    assert "▶ samples" not in text and "▶ judge" not in text and f"▶ {first.key}" not in text
+    assert "▶ samples" not in text and "▶ discriminator" not in text and f"▶ {first.key}" not in text
     assert {path: path.stat().st_mtime_ns for path in results} == results
     assert store == sorted(
         (path.name, path.stat().st_size) for path in (tmp_path / "killed" / "store").rglob("*.jsonl")

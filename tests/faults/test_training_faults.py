@@ -234,7 +234,7 @@ class Kills:
 
 
 def assert_equal(output: Path, reference: Path) -> None:
-    """The same bytes in loss trace, students, judge and predictions."""
+    """The same bytes in loss trace, students, discriminator and predictions."""
     assert rows_of(only(output / "student")) == rows_of(only(reference / "student"))
     for stage in ("student", "predictions"):
         files, expected = (
@@ -258,11 +258,11 @@ def untrained(output: Path, copy: Path) -> Path:
 
 
 def durations(output: Path) -> tuple[float, tuple[float, float]]:
-    """Medians of an iteration's seconds, and of its judge's update and evaluation."""
+    """Medians of an iteration's seconds, and of its discriminator's update and evaluation."""
     rows = [row for row in read_metrics(only(output / "records")) if "time/steps" in row]
-    names = ("negatives", "scoring", "steps", "judge", "evaluation", "checkpoint")
+    names = ("negatives", "scoring", "steps", "discriminator", "evaluation", "checkpoint")
     part = {name: sorted(row[f"time/{name}"] for row in rows)[len(rows) // 2] for name in names}
-    return sum(part.values()), (part["judge"], part["evaluation"])
+    return sum(part.values()), (part["discriminator"], part["evaluation"])
 
 
 @pytest.fixture(scope="module")

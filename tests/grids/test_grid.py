@@ -90,13 +90,13 @@ def test_overrides_hold_for_the_student_that_writes_negatives():
 
 
 def test_overrides_of_the_judge_llm():
-    grid = load(TABLE7, ["judge.kind=openai", "judge.model=m", "judge.budget_usd=2", "train.steps=7"], "smoke", None)
-    assert isinstance(grid, Grid) and grid.judge is not None
-    assert (grid.judge.model, grid.judge.budget_usd, grid.judge.num_samples) == ("m", 2.0, 1)
+    grid = load(TABLE7, ["llm_judge.kind=openai", "llm_judge.model=m", "llm_judge.budget_usd=2", "train.steps=7"], "smoke", None)
+    assert isinstance(grid, Grid) and grid.llm_judge is not None
+    assert (grid.llm_judge.model, grid.llm_judge.budget_usd, grid.llm_judge.num_samples) == ("m", 2.0, 1)
     assert {cell.config.teacher.kind for cell in grid.cells} == {"simulated"}
     for file, override, message in (
-        (TABLE7, "judge.modl=m", "judge.modl: unknown key"),
-        (TABLE5, "judge.model=m", "judge.model: not allowed; no judge LLM is asked in table5"),
+        (TABLE7, "llm_judge.modl=m", "llm_judge.modl: unknown key"),
+        (TABLE5, "llm_judge.model=m", "llm_judge.model: not allowed; no LLM judge is asked in table5"),
         (TABLE7, "evaluation.explained_questions=0", "evaluation.explained_questions: 0 is not allowed"),
         (TABLE7, "evaluation.explain_temperatures=[0]", r"evaluation.explain_temperatures: \[0.0\] is not allowed"),
     ):
@@ -127,7 +127,7 @@ def test_the_plan_counts_what_cells_share_once(tmp_path: Path):
     plan = plan_grid(with_output(table6.recipe("smoke"), tmp_path))
     # m = 5 and k = 1 are one experiment; k = 0 and all m share the questions
     assert plan.jobs == 8 and plan.to_run["questions"] == 1 and plan.to_run["student"] == 7
-    assert plan.to_run["judge"] == 4  # one for each m
+    assert plan.to_run["discriminator"] == 4  # one for each m
     assert list(tmp_path.iterdir()) == []
 
 
@@ -206,7 +206,7 @@ def test_the_plan_of_one_experiment_lists_its_fixed_students_stages_first(tmp_pa
     assert {one.state for one in planned} == {"to run"}
 
 
-def test_hours_of_qcrd_without_a_judge_are_the_papers_own(tmp_path: Path):
+def test_hours_of_qcrd_without_a_discriminator_are_the_papers_own(tmp_path: Path):
     cells = [cell for cell in appendix_table6.recipe().cells if cell.row.startswith("QCRD")]
     hours = {(cell.row, cell.column): run_grid.paper_hours(cell.config) for cell in cells}
     assert hours == {(cell.row, cell.column): cell.paper.value for cell in cells if cell.paper}
@@ -221,9 +221,9 @@ def test_sizes_are_counted_without_a_key(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_plan_prices_the_judge_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
-    asked = ["judge.kind=openai", "judge.model=gpt-4o-mini", "judge.max_tokens=100", f"output={tmp_path}"]
+    asked = ["llm_judge.kind=openai", "llm_judge.model=gpt-4o-mini", "llm_judge.max_tokens=100", f"output={tmp_path}"]
     grid = load(TABLE7, asked, "smoke", None)
-    assert isinstance(grid, Grid) and grid.judge is not None
+    assert isinstance(grid, Grid) and grid.llm_judge is not None
     config = grid.cells[0].config
     test = [one for one in load_questions(get_task("arithmetic"), config.task) if one.split == "test"]
     prompts = [verdicts.judge_prompt(verdicts.PROMPT.read_text(), one, "", "") for one in test]
@@ -231,10 +231,10 @@ def test_the_plan_prices_the_judge_llm(tmp_path: Path, monkeypatch: pytest.Monke
     requests = 2 * 2 * 10  # temperatures, orders, questions
     most = requests * (0.15 * (shown + 2 * 48) + 0.60 * 100) / 1e6  # two rationales of at most 48 tokens
     plan = plan_grid(grid)
-    assert plan.judge_requests == requests and plan.judge_usd == pytest.approx(most, rel=1e-3)
+    assert plan.llm_judge_requests == requests and plan.llm_judge_usd == pytest.approx(most, rel=1e-3)
     console = Console(file=io.StringIO(), width=200)
     plan.show(Display(console))
-    assert f"at most 40 requests to the judge LLM (gpt-4o-mini), both orders of each pair, at most ${most:.2f}." in (
+    assert f"at most 40 requests to the LLM judge (gpt-4o-mini), both orders of each pair, at most ${most:.2f}." in (
         console.file.getvalue()  # pyright: ignore[reportAttributeAccessIssue]
     )
 
@@ -256,7 +256,7 @@ def test_a_cell_that_fails_is_missing_and_the_report_is_written_whatever_the_jud
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def fails(*_: object) -> None:
-        raise StageFailed("the judge needs at least two questions")
+        raise StageFailed("the discriminator needs at least two questions")
 
     def stops(*_: object) -> None:
         raise Stopped("teacher.budget_usd")
@@ -268,7 +268,7 @@ def test_a_cell_that_fails_is_missing_and_the_report_is_written_whatever_the_jud
     with pytest.raises(Stopped):
         run_grid._run_recorded(small(tmp_path, "one", "two"), *arguments)
     (report,) = tmp_path.glob("grids/*/report.md")
-    assert report.read_text().count("the judge needs at least two questions") == 2
+    assert report.read_text().count("the discriminator needs at least two questions") == 2
 
 
 def test_of_several_cells_at_once_each_makes_its_own_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

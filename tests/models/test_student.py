@@ -50,11 +50,11 @@ def test_where_there_is_no_eos_the_separator_serves(bert_like: PreTrainedTokeniz
     assert with_separator(bert_like, "no separator") == "no separator"
 
 
-def test_the_judge_reads_it_alike(bert_like: PreTrainedTokenizerFast):
+def test_the_discriminator_reads_it_alike(bert_like: PreTrainedTokenizerFast):
     class Encoder(torch.nn.Module):
         config = type("Config", (), {"hidden_size": 4})
 
-    judge = Discriminator(Encoder(), bert_like, None, 32)  # pyright: ignore[reportArgumentType] - it only tokenises
-    assert judge.tokenize([("A man runs.</s>Nobody runs.", "He sleeps.")]) == [
+    discriminator = Discriminator(Encoder(), bert_like, None, 32)  # pyright: ignore[reportArgumentType] - it only tokenises
+    assert discriminator.tokenize([("A man runs.</s>Nobody runs.", "He sleeps.")]) == [
         [2, 4, 5, 6, 7, 3, 8, 6, 7, 3, 11, 12, 7, 3]
     ]

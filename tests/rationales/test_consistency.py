@@ -2,7 +2,7 @@
 
 import pytest
 
-from qcrd.rationales.consistency import judge_question, majority, statistics
+from qcrd.rationales.consistency import majority, statistics, vote_on
 from qcrd.records import Question, Sample
 from qcrd.tasks.base import ParsedSample
 
@@ -38,7 +38,7 @@ def test_majority_and_ties_to_the_answer_seen_first():
     ],
 )
 def test_sides(texts: str, positives: str, expected: list[bool], tie: bool, agreement: float):
-    vote, rationales = judge_question(QUESTION, samples(texts), parse, positives)
+    vote, rationales = vote_on(QUESTION, samples(texts), parse, positives)
     assert [r.positive for r in rationales] == expected
     assert vote.tie == tie and vote.agreement == pytest.approx(agreement) and vote.num_samples == 5
     assert [r.right for r in rationales] == [t == "2" for t in texts]
@@ -46,7 +46,7 @@ def test_sides(texts: str, positives: str, expected: list[bool], tie: bool, agre
 
 
 def test_a_question_that_nobody_answered_is_kept_without_a_vote():
-    vote, rationales = judge_question(QUESTION, samples("?!"), parse, "majority")
+    vote, rationales = vote_on(QUESTION, samples("?!"), parse, "majority")
     assert vote.majority is None and vote.num_parsed == 0 and len(rationales) == 2
     assert not any(r.positive for r in rationales)
 
@@ -54,7 +54,7 @@ def test_a_question_that_nobody_answered_is_kept_without_a_vote():
 def test_statistics_by_both_definitions():
     asked = {f"q{i}": texts for i, texts in enumerate(["22222", "22333", "33333", "2?2?2", "????!"])}
     judged = [
-        judge_question(Question(name, "train", "?", "", "2"), samples(texts), parse, "majority")
+        vote_on(Question(name, "train", "?", "", "2"), samples(texts), parse, "majority")
         for name, texts in asked.items()
     ]
     numbers = statistics([vote for vote, _ in judged], [row for _, rows in judged for row in rows])

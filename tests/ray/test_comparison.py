@@ -1,4 +1,4 @@
-"""A judge LLM over real HTTP: two orders a pair, what is kept, what is asked again, and the budget."""
+"""An LLM judge over real HTTP: two orders a pair, what is kept, what is asked again, and the budget."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.config.grid import Comparison
-from qcrd.evaluate.llm_judge import check_judge, compare_rationales, comparison_requests
+from qcrd.evaluate.llm_judge import check_llm_judge, compare_rationales, comparison_requests
 from qcrd.evaluate.verdicts import PROMPT, ComparisonResult, JudgedPair, judge_prompt
 from qcrd.records import Explanation, Question, read_rows
 from qcrd.teacher.asking import Stopped
@@ -115,7 +115,7 @@ def test_the_simulated_judge_asks_nobody(tmp_path: Path):
     )
     assert found.counts() == (3, 3, 0) and found.agreement == 1.0 and found.unparsed == 0
     assert found.judge.startswith("simulated") and not (tmp_path / "store").exists()
-    check_judge(config, simulated)
+    check_llm_judge(config, simulated)
     assert comparison_requests(config, simulated) == 0
 
 
@@ -125,11 +125,11 @@ def test_a_plan_counts_requests_and_a_bad_judge_is_refused(tmp_path: Path, monke
     config = ExperimentConfig.model_validate({"name": "x", "output": str(tmp_path), "task": {"name": "svamp"}})
     few = ExperimentConfig.model_validate({"name": "x", "task": {"name": "svamp"}, "evaluation": {"test_limit": 20}})
     assert comparison_requests(config, asked) == 100 and comparison_requests(few, asked) == 40
-    check_judge(config, asked)
+    check_llm_judge(config, asked)
     with pytest.raises(ConfigError, match=r"^judge\.api_key_env: the environment variable 'NO_KEY' is not set"):
-        check_judge(config, TeacherConfig(api_key_env="NO_KEY"))
+        check_llm_judge(config, TeacherConfig(api_key_env="NO_KEY"))
     with pytest.raises(ConfigError, match=r"^judge\.kind: 'imported' is not allowed"):
-        check_judge(config, TeacherConfig(kind="imported"))
+        check_llm_judge(config, TeacherConfig(kind="imported"))
     (tmp_path / "prompt.txt").write_text("Verdict: {a} {b}")
     with pytest.raises(ConfigError, match=r"^judge\.prompt: the file must have each of the fields"):
-        check_judge(config, TeacherConfig(api_key_env="KEY", prompt=str(tmp_path / "prompt.txt")))
+        check_llm_judge(config, TeacherConfig(api_key_env="KEY", prompt=str(tmp_path / "prompt.txt")))

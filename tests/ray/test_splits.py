@@ -1,4 +1,4 @@
-"""Asking test and validation questions changes neither the training set nor the judge; real completions of SVAMP's."""
+"""Asking test and validation questions changes neither the training set nor the discriminator; real completions of SVAMP's."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from qcrd.config import ExperimentConfig
-from qcrd.distill.discriminator import JudgedQuestion
-from qcrd.distill.train import pretrain_judge
+from qcrd.distill.discriminator import QuestionRationales
+from qcrd.distill.train import pretrain_discriminator
 from qcrd.records import Question, Rationale, Sample, Vote, read_rows
 from qcrd.storage.artifacts import folder_digest
 from tests.evaluate.test_splits import SPLITS, run_stage
@@ -26,9 +26,9 @@ def run_stages(folder: Path, *stages: str, **data: Any) -> ExperimentConfig:
     return config
 
 
-def test_the_training_set_and_the_judge_are_the_same_whoever_else_is_asked(tmp_path: Path):
+def test_the_training_set_and_the_discriminator_are_the_same_whoever_else_is_asked(tmp_path: Path):
     sizes = {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2}
-    stages = ("questions", "samples", "rationales", "training_set", "judge")
+    stages = ("questions", "samples", "rationales", "training_set", "discriminator")
     for name, splits in (("few", ("train",)), ("all", SPLITS)):
         config = run_stages(
             tmp_path / name, *(stages if name == "all" else stages[:-1]),
@@ -45,14 +45,14 @@ def test_the_training_set_and_the_judge_are_the_same_whoever_else_is_asked(tmp_p
     assert (few / "rationales" / "statistics.json").read_text() == (more / "rationales" / "statistics.json").read_text()
     assert len(read_rows(more / "rationales" / "votes.parquet", Vote)) == 60
     assert folder_digest(few / "training_set") == folder_digest(more / "training_set")
-    judged: dict[str, JudgedQuestion] = {}  # of those samples alone that training questions have
+    judged: dict[str, QuestionRationales] = {}  # of those samples alone that training questions have
     texts = {q.id: q.text for q in read_rows(few / "questions" / "questions.parquet", Question)}
     for row in read_rows(few / "rationales" / "rationales.parquet", Rationale):
-        one = judged.setdefault(row.question_id, JudgedQuestion(row.question_id, texts[row.question_id], [], []))
+        one = judged.setdefault(row.question_id, QuestionRationales(row.question_id, texts[row.question_id], [], []))
         (one.positives if row.positive else one.negatives).append(row.text)
-    pretrain_judge(config, {}, few / "judge", list(judged.values()), emit=lambda event: None)
-    assert folder_digest(few / "judge") == folder_digest(more / "judge")
-    assert len(json.loads((more / "judge" / "held_out.json").read_text())) == 4  # a tenth of the 40
+    pretrain_discriminator(config, {}, few / "discriminator", list(judged.values()), emit=lambda event: None)
+    assert folder_digest(few / "discriminator") == folder_digest(more / "discriminator")
+    assert len(json.loads((more / "discriminator" / "held_out.json").read_text())) == 4  # a tenth of the 40
 
 
 def test_imported_completions_serve_test_questions_too(

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 
 
 def work(*_: Any, emit: Any) -> None:
-    raise ValueError("the judge needs\nat least two questions")
+    raise ValueError("the discriminator needs\nat least two questions")
 
 
 def full(*_: Any, emit: Any) -> None:

@@ -81,15 +81,15 @@ class Trace:
     rows: list[dict[str, Any]]
     negatives: dict[int, dict[int, list[Negative]]]
     tensors: dict[str, torch.Tensor]
-    """Weights and optimizer states of student and judge."""
+    """Weights and optimizer states of student and discriminator."""
 
 
 def trained(config: ExperimentConfig, data: TrainingData, store: CheckpointStore) -> Trace:
     training = Watched(config, data, get_task("arithmetic"), store, torch.device("cpu"), lambda event: None)
     training.run()
     parts = {"student": training.student.model.state_dict(), "optimizer": training.optimizer.state()}
-    if training.judge is not None and training.judge_optimizer is not None:
-        parts |= {"judge": training.judge.state_dict(), "judge_optimizer": training.judge_optimizer.state()}
+    if training.discriminator is not None and training.discriminator_optimizer is not None:
+        parts |= {"discriminator": training.discriminator.state_dict(), "discriminator_optimizer": training.discriminator_optimizer.state()}
     tensors = {f"{part}.{name}": value.clone() for part, values in parts.items() for name, value in values.items()}
     return Trace(training.rows, training.negatives, tensors)
 
@@ -245,14 +245,14 @@ def test_in_fp32_any_number_of_workers_gives_the_same_first_steps(outcomes: dict
 
 @pytest.mark.e2e
 def test_the_compared_runs_do_all_of_qcrd(outcomes: dict[int, list[Outcome]]):
-    """Else equal traces would show little: about half the hinges are active, the judge learns, answers become right."""
+    """Else equal traces would show little: about half the hinges are active, the discriminator learns, answers become right."""
     rows = outcomes[1][0].traces["long"].rows
     steps = [row for row in rows if "train/loss" in row]
     iterations = [row for row in rows if "eval/accuracy" in row]
     active = [row["train/hinge_active"] for row in steps]
     assert len(steps) == 200 and len(iterations) == 10
     assert 0.3 < sum(active) / len(active) < 0.7 and {0.0, 1.0} < set(active)
-    assert all(row["judge/updates"] == 2 and row["negatives/count"] > 0 for row in iterations)
+    assert all(row["discriminator/updates"] == 2 and row["negatives/count"] > 0 for row in iterations)
     assert max(row["eval/accuracy"] for row in iterations) > min(row["eval/accuracy"] for row in iterations)
     assert all(row["train/selection_entropy"] > 0 for row in iterations)
 

@@ -108,13 +108,13 @@ def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
 
 def test_restart_of_a_stage_replaces_its_rows_only(tmp_path: Path) -> None:
     run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
-    run.log("judge", {"a": 1.0})
+    run.log("discriminator", {"a": 1.0})
     for step in (1, 2, 3):
         run.log("train", {"b": float(step)}, step=step)
     run.restart_stage("train", [{"step": 1, "b": 1.0, "time": 7.0}])
     run.log("train", {"b": 2.0}, step=2)
     rows = [(row["stage"], row["step"]) for row in read_metrics(tmp_path)]
-    assert rows == [("judge", 0), ("train", 1), ("train", 2)]
+    assert rows == [("discriminator", 0), ("train", 1), ("train", 2)]
     assert read_metrics(tmp_path)[1]["time"] == 7.0
 
 
@@ -209,7 +209,7 @@ def test_changed_artifact_is_sent_again(output: Path) -> None:
 def test_recomputed_steps_are_not_sent_twice(output: Path) -> None:
     run = record(output, "resumed")
     run.begin_sync()
-    run.log("judge", {"time/step": 9.0}, step=50)
+    run.log("discriminator", {"time/step": 9.0}, step=50)
     for step in (10, 20, 30):
         run.log("train", {"train/loss": float(step), "time/step": 1.0}, step=step)
     assert run.flush()

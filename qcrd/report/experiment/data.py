@@ -31,7 +31,7 @@ class ReportData:
     samples: list[Sample] | None
     statistics: dict[str, Any] | None
     examples: list[Example]
-    judge_rows: list[Row] | None
+    discriminator_rows: list[Row] | None
     metric_rows: list[Row]
     training: dict[str, Any]
     predictions: list[Prediction]
@@ -59,8 +59,8 @@ class ReportData:
         return [row for row in self.metric_rows if row["step"] > ends[0]] if ends else []
 
     def online_updates(self) -> int:
-        """Optimizer steps of the judge while the student trained."""
-        return sum(int(value) for _, value in series(self.metric_rows, "judge/updates"))
+        """Optimizer steps of the discriminator while the student trained."""
+        return sum(int(value) for _, value in series(self.metric_rows, "discriminator/updates"))
 
 
 def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
@@ -84,7 +84,7 @@ def read_report_data(
         samples=rows("samples", "samples.parquet", Sample) if "samples" in inputs else None,
         statistics=_json(inputs["rationales"] / "statistics.json") if "rationales" in inputs else None,
         examples=rows("training_set", "examples.parquet", Example),
-        judge_rows=read_json_lines(inputs["judge"] / "pretraining.jsonl") if "judge" in inputs else None,
+        discriminator_rows=read_json_lines(inputs["discriminator"] / "pretraining.jsonl") if "discriminator" in inputs else None,
         metric_rows=read_json_lines(inputs["student"] / "metrics.jsonl"),
         training=_json(inputs["student"] / "training.json"),
         predictions=rows("predictions", "predictions.parquet", Prediction),

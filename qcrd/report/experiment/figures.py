@@ -26,9 +26,9 @@ from qcrd.report.experiment.data import Row, series
 DPI = 130
 SMOOTHED_FROM = 100
 """Lines of more points than this are drawn pale, with a running mean over a twentieth of them."""
-HELD_OUT = "training questions held out of the judge's pretraining"
+HELD_OUT = "training questions held out of the discriminator's pretraining"
 KERNEL_WIDTH = 0.02
-"""Smallest kernel width of a score density: a judge that is sure of itself would else give a needle."""
+"""Smallest kernel width of a score density: a discriminator that is sure of itself would else give a needle."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def loss_health(path: Path, subject: str, rows: Sequence[Row], margin: float) ->
         Panel("active hinges", "share of questions", hinge, (0.05, "5 %"), is_share=True),
         Panel("mean l of rationales", "nats per token", nll, (margin, f"margin {margin:g}")),
         Panel("which positive is selected", "entropy, nats", entropy),
-        Panel("judge's scores in the loss", "score", quality),
+        Panel("discriminator's scores in the loss", "score", quality),
         Panel("sampled negatives", "share of negatives", shares, (0.25, "25 %"), is_share=True),
         Panel("length of sampled negatives", "tokens", tokens),
     ]
@@ -146,7 +146,7 @@ def _density(values: np.ndarray, grid: np.ndarray) -> np.ndarray:
 
 
 def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[float]], questions: str) -> Path:
-    """The judge's scores of each source of rationales to some `questions` (the paper's Figure 6).
+    """The discriminator's scores of each source of rationales to some `questions` (the paper's Figure 6).
 
     A source with few or equal scores is drawn as a histogram, since a kernel density needs a spread.
     """
@@ -165,7 +165,7 @@ def score_densities(path: Path, subject: str, scores: Mapping[str, Sequence[floa
             )
     axes.set_xlim(0, 1)
     axes.set_ylim(bottom=0)
-    axes.set_xlabel("judge's score of the rationale")
+    axes.set_xlabel("discriminator's score of the rationale")
     axes.set_ylabel("density")
     axes.set_title(f"Score densities: {subject}\n{questions}", fontsize=11, wrap=True)
     axes.grid(alpha=0.3)

@@ -1,4 +1,4 @@
-"""The report's sections about training: loss health, the judge, and the warnings that follow from them.
+"""The report's sections about training: loss health, the discriminator, and the warnings that follow from them.
 
 Method.md sections 5-8. Knows metric rows, nothing about how they came about.
 """
@@ -22,13 +22,13 @@ PARSE_MINIMUM = 0.90
 SOURCES = {"teacher_positive": "teacher, positive", "teacher_negative": "teacher, negative"}
 
 
-def why_no_judge(data: ReportData) -> str:
-    """Why there is no judge."""
+def why_no_discriminator(data: ReportData) -> str:
+    """Why there is no discriminator."""
     if data.config.method != "qcrd":
-        return f"No judge was trained: the method `{data.config.method}` uses none."
+        return f"No discriminator was trained: the method `{data.config.method}` uses none."
     if not data.config.discriminator.enabled:
-        return "No judge was trained: discriminator.enabled is false (w/o QJ), so s+ = 1 and s- = 0."
-    return "No judge was handed to this report, so nothing is said about it."
+        return "No discriminator was trained: discriminator.enabled is false (w/o QJ), so s+ = 1 and s- = 0."
+    return "No discriminator was handed to this report, so nothing is said about it."
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def health_section(data: ReportData) -> list[str]:
         measures.insert(0, Measure(f"share of active hinges, {when}", "train/hinge_active", hinges, True))
         measures.append(Measure("mean l of negatives (nats per token)", "train/negative_nll", rows))
     measures.append(Measure("entropy of the selected positive (nats)", "train/selection_entropy", rows))
-    if data.judge_rows is not None:
+    if data.discriminator_rows is not None:
         measures.append(Measure("mean s+ in the loss", "train/positive_quality", rows))
         if data.uses_negatives():
             measures.append(Measure("mean s- in the loss", "train/negative_quality", rows))
@@ -98,7 +98,7 @@ def scores_by_source(scores: Sequence[Score]) -> dict[str, list[float]]:
 
 
 def scored_questions(data: ReportData) -> str:
-    """Whose rationales the judge scored."""
+    """Whose rationales the discriminator scored."""
     return "test questions" if data.evaluation.get("scored_split") == "test" else HELD_OUT
 
 
@@ -113,40 +113,40 @@ def score_table(scores: Mapping[str, Sequence[float]]) -> list[str]:
     )
 
 
-def judge_section(data: ReportData) -> list[str]:
-    """How well the judge separates, how often it was updated, and the densities of its scores."""
-    lines = ["## Judge", ""]
-    if data.judge_rows is None:
-        return [*lines, why_no_judge(data), ""]
-    last = data.judge_rows[-1] if data.judge_rows else {}
+def discriminator_section(data: ReportData) -> list[str]:
+    """How well the discriminator separates, how often it was updated, and the densities of its scores."""
+    lines = ["## Discriminator", ""]
+    if data.discriminator_rows is None:
+        return [*lines, why_no_discriminator(data), ""]
+    last = data.discriminator_rows[-1] if data.discriminator_rows else {}
     shown = {
-        "judge/auroc_real": "AUROC against the teacher's negatives",
-        "judge/auroc_augmented": "AUROC against augmented negatives (easy)",
-        "judge/mean_positive": "mean s+",
-        "judge/mean_negative": "mean s-",
-        "judge/loss": "L_D of the last batch",
+        "discriminator/auroc_real": "AUROC against the teacher's negatives",
+        "discriminator/auroc_augmented": "AUROC against augmented negatives (easy)",
+        "discriminator/mean_positive": "mean s+",
+        "discriminator/mean_negative": "mean s-",
+        "discriminator/loss": "L_D of the last batch",
     }
     rows = [[title, number(last.get(key))] for key, title in shown.items()]
     rows.append(["pretraining steps", str(last.get("step", NOT_MEASURED))])
-    online = series(data.metric_rows, "judge/online_loss")
+    online = series(data.metric_rows, "discriminator/online_loss")
     rows.append(["optimizer steps of online updates", str(data.online_updates())])
     rows.append(["iterations with an online update", str(len(online))])
     rows.append(["mean L_D of the last online update", number(online[-1][1] if online else None)])
     lines += ["AUROC and mean scores: end of pretraining, on the questions held out of it.", ""]
-    lines += table(["judge", "value"], rows)
+    lines += table(["discriminator", "value"], rows)
     lines += ["### Densities of its scores (Figure 6)", ""]
     scores = scores_by_source(data.scores)
     if not scores:
         return [*lines, f"Scores: {NOT_MEASURED}.", ""]
     seen = "its later online updates may have visited them"
     if data.evaluation.get("scored_split") == "test":
-        seen = "neither the student nor the judge was trained on any of them"
+        seen = "neither the student nor the discriminator was trained on any of them"
     return [
         *lines,
         *score_table(scores),
         "![Score densities](figures/score_densities.png)",
         "",
-        f"The questions are {scored_questions(data)}; {seen}. The judge is the one at the end of training.",
+        f"The questions are {scored_questions(data)}; {seen}. The discriminator is the one at the end of training.",
         "",
     ]
 
@@ -157,8 +157,8 @@ def warnings_of(data: ReportData) -> list[str]:
     rate = None if data.statistics is None else data.statistics.get("parse_rate")
     if rate is not None and rate < PARSE_MINIMUM:
         found.append(f"parse rate {percent(rate)}, below {percent(PARSE_MINIMUM, 0)}: look at the raw samples")
-    if data.judge_rows is not None:
-        found += _judge_warnings(data.judge_rows)
+    if data.discriminator_rows is not None:
+        found += _discriminator_warnings(data.discriminator_rows)
     if data.uses_negatives():
         found += _hinge_warnings(data)
     share = truncated_share(data.metric_rows)
@@ -170,12 +170,12 @@ def warnings_of(data: ReportData) -> list[str]:
     return found
 
 
-def _judge_warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
-    auroc = rows[-1].get("judge/auroc_real") if rows else None
+def _discriminator_warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    auroc = rows[-1].get("discriminator/auroc_real") if rows else None
     if auroc is None:
-        return ["judge AUROC on real negatives not measured: no held-out question has a real negative"]
+        return ["discriminator AUROC on real negatives not measured: no held-out question has a real negative"]
     if auroc < AUROC_MINIMUM:
-        return [f"judge AUROC on real negatives {number(auroc)}, below {AUROC_MINIMUM}: its scores weigh little"]
+        return [f"discriminator AUROC on real negatives {number(auroc)}, below {AUROC_MINIMUM}: its scores weigh little"]
     return []
 
 
@@ -207,13 +207,13 @@ def health_metrics(data: ReportData) -> dict[str, float]:
     if data.statistics is not None and "parse_rate" in data.statistics:
         metrics["report/parse_rate"] = data.statistics["parse_rate"]
     for name in ("auroc_real", "auroc_augmented"):
-        if data.judge_rows and f"judge/{name}" in data.judge_rows[-1]:
-            metrics[f"report/judge_{name}"] = data.judge_rows[-1][f"judge/{name}"]
+        if data.discriminator_rows and f"discriminator/{name}" in data.discriminator_rows[-1]:
+            metrics[f"report/discriminator_{name}"] = data.discriminator_rows[-1][f"discriminator/{name}"]
     if data.uses_negatives() and (values := series(hinge_rows(data)[0], "train/hinge_active")):
         shares = [share for _, share in values]
         metrics["report/hinge_active_last"] = shares[-1]
         metrics["report/hinge_active_min"], metrics["report/hinge_active_max"] = min(shares), max(shares)
-    if data.judge_rows:
+    if data.discriminator_rows:
         metrics["report/online_updates"] = data.online_updates()
     if (share := truncated_share(data.metric_rows)) is not None:
         metrics["report/truncated_negatives"] = share

@@ -16,9 +16,9 @@ from qcrd.report.experiment.data import ReportData, read_report_data
 from qcrd.report.experiment.figures import learning_curves, loss_health, score_densities
 from qcrd.report.experiment.flow import examples_section, flow_section, statistics_section
 from qcrd.report.experiment.health import (
+    discriminator_section,
     health_metrics,
     health_section,
-    judge_section,
     scored_questions,
     scores_by_source,
     warnings_of,
@@ -44,7 +44,7 @@ _SETTINGS = {
         "negatives.num_samples", "negatives.gap", "negatives.warmup", "negatives.temperature", "negatives.top_k",
         "negatives.max_new_tokens", "discriminator.enabled",
     ),
-    "judge": (
+    "discriminator": (
         "loss.discriminator_weight", "loss.discriminator_decay", "discriminator.kind", "discriminator.learning_rate",
         "discriminator.max_steps", "discriminator.update_every", "discriminator.update_steps",
     ),
@@ -55,7 +55,7 @@ _SOURCES = {
     "samples": ("samples.parquet",),
     "rationales": ("statistics.json",),
     "training_set": ("examples.parquet",),
-    "judge": ("pretraining.jsonl",),
+    "discriminator": ("pretraining.jsonl",),
     "student": ("metrics.jsonl", "training.json"),
     "predictions": ("predictions.parquet", "explanations.parquet", "scores.parquet", "evaluation.json"),
 }
@@ -66,7 +66,7 @@ def write_report(
 ) -> dict[str, float]:
     """Write the report of one experiment into the folder `out`. Returns the headline numbers as flat metrics.
 
-    `inputs`: finished folder of each stage; samples, rationales and judge may be absent. `summaries`: what each stage
+    `inputs`: finished folder of each stage; samples, rationales and discriminator may be absent. `summaries`: what each stage
     said when it ran; any key may be absent.
     """
     data = read_report_data(config, inputs, summaries)
@@ -84,7 +84,7 @@ def write_report(
         "![Learning curves](figures/learning_curves.png)",
         "",
         *health_section(data),
-        *judge_section(data),
+        *discriminator_section(data),
         *examples_section(data),
         *_settings_section(data),
         *_sources_section(data),
@@ -126,7 +126,7 @@ def _settings_section(data: ReportData) -> list[str]:
     if data.samples is not None:
         groups += ["teacher", config.teacher.kind]
     groups += [config.method] if config.method in _SETTINGS else []
-    groups += ["judge"] if config.uses_discriminator() else []
+    groups += ["discriminator"] if config.uses_discriminator() else []
     values = flatten(config)
     rows = [[f"`{key}`", cell(str(values[key]))] for group in groups for key in _SETTINGS[group]]
     return ["## Settings that matter", "", *table(["setting", "value"], rows)]

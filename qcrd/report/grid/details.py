@@ -21,7 +21,7 @@ from qcrd.report.markdown import NOT_MEASURED, cell, number, percent, table
 
 _HEALTH = {
     "hinge_active_last": ("active hinges, last", True),
-    "auroc_real": ("judge's AUROC, real negatives", False),
+    "auroc_real": ("discriminator's AUROC, real negatives", False),
     "truncated_negatives": ("truncated negatives", True),
     "parse_rate": ("parse rate", True),
     "test_rationale_accuracy": ("rationales that state the right answer", True),
@@ -48,7 +48,7 @@ def temperatures_section(grid: Grid, results: GridResults) -> list[str]:
                 rows.append([cell(one.row), f"{said.temperature:g}", cell(said.text), number(said.score), cut])
         text = next((one.question_texts[question] for one in found if question in one.question_texts), question)
         lines += [f"### {cell(column)}", "", f"Question {cell(question)}: {cell(text, 3000)}", ""]
-        lines += table([cell(grid.row_title), "τ", "rationale", "judge's score", "cut at the token limit"], rows)
+        lines += table([cell(grid.row_title), "τ", "rationale", "discriminator's score", "cut at the token limit"], rows)
         lines += [f"Seed {', '.join(map(str, dict.fromkeys(one.seed for one in found)))}.", ""]
     return lines
 
@@ -65,7 +65,7 @@ def _shared_question(found: Sequence[CellResult]) -> str | None:
 
 
 def densities_section(grid: Grid, results: GridResults, figures: Path) -> list[str]:
-    """Figure 6: densities of the judge's scores, and the numbers beside them. Draws one figure a cell with scores."""
+    """Figure 6: densities of the discriminator's scores, and the numbers beside them. Draws one figure a cell with scores."""
     lines = ["## Score densities", ""]
     with_scores = [
         (one, result) for one in grid.cells if (result := _first_with_scores(results.of(one.row, one.column)))
@@ -74,7 +74,7 @@ def densities_section(grid: Grid, results: GridResults, figures: Path) -> list[s
         return [*lines, f"Scores: {NOT_MEASURED}.", ""]
     for index, (one, result) in enumerate(with_scores, 1):
         on_test = "test" in one.config.teacher.splits
-        which = "test questions, on which neither student nor judge was trained" if on_test else HELD_OUT
+        which = "test questions, on which neither student nor discriminator was trained" if on_test else HELD_OUT
         name = f"{one.row}, {one.column}, seed {result.seed}"
         scores = scores_by_source(result.scores)
         score_densities(figures / f"score_densities_{index}", plain(f"{subject_of(grid)}\n{name}"), scores, which)
@@ -108,7 +108,7 @@ def _health(found: Sequence[CellResult]) -> dict[str, float]:
     """Mean over the seeds that have the number, by the last part of the metric's name."""
     listed: dict[str, list[float]] = {}
     for one in found:
-        own = {key.rsplit("/", 1)[-1].removeprefix("judge_"): value for key, value in one.metrics.items()}
+        own = {key.rsplit("/", 1)[-1].removeprefix("discriminator_"): value for key, value in one.metrics.items()}
         for key in _HEALTH.keys() & own.keys():
             listed.setdefault(key, []).append(own[key])
     return {key: float(np.mean(values)) for key, values in listed.items()}

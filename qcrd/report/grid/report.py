@@ -20,7 +20,7 @@ from qcrd.report.grid.sections import (
     claims_section,
     comparison_p,
     comparisons_section,
-    judge_is_simulated,
+    llm_judge_is_simulated,
     made_section,
     missing_places,
     missing_section,
@@ -145,7 +145,7 @@ def _write_tests(path: Path, tested: Sequence[Tested]) -> None:
 def _write_comparisons(path: Path, grid: Grid, results: GridResults) -> None:
     """One line a comparison."""
     header = ["column", "first", "second", "temperature", "first_better", "tie", "second_better", "agreement"]
-    tested = not judge_is_simulated(grid)
+    tested = not llm_judge_is_simulated(grid)
     rows = [
         [
             one.column, one.first, one.second, one.temperature, *one.counts(), one.agreement, one.unparsed, one.judge,

@@ -125,16 +125,16 @@ def claims_section(tested: Sequence[Tested]) -> list[str]:
     return ["## Verdicts", "", *lines, "", _TESTS, ""]
 
 
-def judge_is_simulated(grid: Grid) -> bool:
+def llm_judge_is_simulated(grid: Grid) -> bool:
     """Whether comparisons carry no verdict: the students' teacher or the judge is simulated."""
-    return grid.simulated or (grid.judge is not None and grid.judge.kind == "simulated")
+    return grid.simulated or (grid.llm_judge is not None and grid.llm_judge.kind == "simulated")
 
 
 def comparisons_section(grid: Grid, results: GridResults) -> list[str]:
-    """Table 7: how often the judge LLM found which row's rationale better."""
+    """Table 7: how often the LLM judge found which row's rationale better."""
     if not grid.comparisons:
         return []
-    real = not judge_is_simulated(grid)
+    real = not llm_judge_is_simulated(grid)
     header = ["column", "first", "second", "τ", "first / tie / second", "agreement of the orders", "unparsed", "judge"]
     header += ["sign test, ties left out", "paper: first / both good / second"] if real else []
     found = {(one.column, one.first, one.second, one.temperature): one for one in results.comparisons}
@@ -147,7 +147,7 @@ def comparisons_section(grid: Grid, results: GridResults) -> list[str]:
             line.append("" if result is None else f"p = {comparison_p(result):.3f}")
             line.append("" if one.paper is None else " / ".join(map(str, one.paper)))
         rows.append(line)
-    lines = ["## Which rationales a judge LLM finds better", "", *table(header, rows)]
+    lines = ["## Which rationales an LLM judge finds better", "", *table(header, rows)]
     lines += ["Each pair is shown in both orders; a verdict that flips with the order is a tie.", ""]
     if real:
         lines += ["The p values of the sign tests are not corrected for their number.", ""]

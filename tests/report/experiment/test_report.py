@@ -62,7 +62,7 @@ class World:
         Drawing takes most of the time, so only tests that look at figures have them drawn.
         """
         inputs: dict[str, Path] = {}
-        for stage in ("questions", "samples", "rationales", "training_set", "judge", "student", "predictions"):
+        for stage in ("questions", "samples", "rationales", "training_set", "discriminator", "student", "predictions"):
             if stage not in self.without:
                 inputs[stage] = self.folder / stage / "x-0123"
                 inputs[stage].mkdir(parents=True)
@@ -125,13 +125,13 @@ class World:
             rows.append(Example(f"train-{q}", f"What is {q} + 1?", [1], [1], [1], [1], *sides, "r"))
         write_rows(folder / "examples.parquet", Example, rows)
 
-    def _judge(self, folder: Path) -> None:
+    def _discriminator(self, folder: Path) -> None:
         row: dict[str, float] = {
-            "step": 100, "judge/loss": -0.7, "judge/mean_positive": 0.93, "judge/mean_negative": 0.08,
-            "judge/auroc_augmented": 0.991,
+            "step": 100, "discriminator/loss": -0.7, "discriminator/mean_positive": 0.93, "discriminator/mean_negative": 0.08,
+            "discriminator/auroc_augmented": 0.991,
         }  # fmt: skip
         if self.auroc is not None:
-            row["judge/auroc_real"] = self.auroc
+            row["discriminator/auroc_real"] = self.auroc
         (folder / "pretraining.jsonl").write_text(json.dumps(row) + "\n")
 
     def _student(self, folder: Path) -> None:
@@ -150,8 +150,8 @@ class World:
                 }  # fmt: skip
                 summary |= {
                     "train/selection_entropy": 1.1, "negatives/count": 80, "negatives/truncated": self.truncated,
-                    "negatives/mean_tokens": 20.5, "negatives/right_answer": 0.05, "judge/online_loss": -0.6,
-                    "judge/updates": 25,
+                    "negatives/mean_tokens": 20.5, "negatives/right_answer": 0.05, "discriminator/online_loss": -0.6,
+                    "discriminator/updates": 25,
                 }  # fmt: skip
             rows += [row, summary]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -167,7 +167,7 @@ class World:
                 metrics[f"eval/{split}_accuracy_{name}"] = share
                 metrics[f"eval/{split}_standard_error_{name}"] = math.sqrt(share * (1 - share) / size)
         write_rows(folder / "predictions.parquet", Prediction, rows)
-        judged = "judge" not in self.without
+        judged = "discriminator" not in self.without
         metrics |= self.evaluation
         score = 0.75 if judged else None
         told = [Explanation(f"test-{i}", "test", 0.0, 0, self.text, i == 0, score) for i in range(self.explained)]
@@ -261,7 +261,7 @@ def test_flow_and_table_a2(tmp_path: Path) -> None:
     assert "paper (" not in text and "paper, K" not in text
 
 
-def test_health_judge_and_density_numbers(default_report: Report) -> None:
+def test_health_discriminator_and_density_numbers(default_report: Report) -> None:
     text, _, _ = default_report
     for row in (
         "| share of active hinges, after iteration 5 | 40.0 % | 40.0 % .. 40.0 % |",
@@ -275,7 +275,7 @@ def test_health_judge_and_density_numbers(default_report: Report) -> None:
         "| student, τ = 1.5 | 8 | 0.555 | 12.5 % |",
     ):
         assert row in text.splitlines()
-    assert "held out of the judge's pretraining; its later online updates may have visited them" in text
+    assert "held out of the discriminator's pretraining; its later online updates may have visited them" in text
 
 
 def test_warnings_appear_and_disappear(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_warnings_appear_and_disappear(tmp_path: Path) -> None:
     bad, metrics, _ = world.write()
     for start in (
         "- **WARNING** share of active hinges never above 5 % after iteration 5 (largest 5.0 %)",
-        "- **WARNING** judge AUROC on real negatives 0.900, below 0.95",
+        "- **WARNING** discriminator AUROC on real negatives 0.900, below 0.95",
         "- **WARNING** 30.0 % of the sampled negatives are truncated",
         "- **WARNING** parse rate 88.0 %",
     ):
@@ -299,27 +299,27 @@ def test_what_could_not_be_measured_is_said(tmp_path: Path) -> None:
     world = World(tmp_path, make_config(negatives={"gap": 8}), auroc=None)
     world.test_right = {"best": 30, "last": 28}
     text, metrics, _ = world.write()
-    assert "WARNING** judge AUROC on real negatives not measured" in text
+    assert "WARNING** discriminator AUROC on real negatives not measured" in text
     assert "WARNING** share of active hinges after iteration 8 not measured" in text
     assert "| share of active hinges, after iteration 8 | not measured | not measured |" in text
     assert "untrained student: not measured, initial weights" in text
     assert "gain: not measured" in text.splitlines()
-    assert "report/gain_points" not in metrics and "report/judge_auroc_real" not in metrics
+    assert "report/gain_points" not in metrics and "report/discriminator_auroc_real" not in metrics
 
 
 def test_missing_stages_say_why(tmp_path: Path) -> None:
-    finetune = World(tmp_path / "a", make_config(method="finetune"), without=("samples", "rationales", "judge"))
+    finetune = World(tmp_path / "a", make_config(method="finetune"), without=("samples", "rationales", "discriminator"))
     text, metrics, out = finetune.write(figures=True)
     assert text.count("No teacher was asked: the method `finetune` on gold labels needs none.") == 3
-    assert "No judge was trained: the method `finetune` uses none." in text
+    assert "No discriminator was trained: the method `finetune` uses none." in text
     assert "has no contrastive loss" in text and "loss_health" not in text and "score_densities" not in text
     assert {p.name for p in (out / "figures").iterdir()} == {"learning_curves.png"}
     assert "report/parse_rate" not in metrics
-    dss, _, _ = World(tmp_path / "b", make_config(method="dss"), without=("judge",)).write()
-    assert "No judge was trained: the method `dss` uses none." in dss and "Table A-2" in dss
+    dss, _, _ = World(tmp_path / "b", make_config(method="dss"), without=("discriminator",)).write()
+    assert "No discriminator was trained: the method `dss` uses none." in dss and "Table A-2" in dss
     ablation = make_config(discriminator={"enabled": False})
-    without_judge, _, _ = World(tmp_path / "c", ablation, without=("judge",)).write()
-    assert "discriminator.enabled is false (w/o QJ)" in without_judge and "mean s+ in the loss" not in without_judge
+    without_discriminator, _, _ = World(tmp_path / "c", ablation, without=("discriminator",)).write()
+    assert "discriminator.enabled is false (w/o QJ)" in without_discriminator and "mean s+ in the loss" not in without_discriminator
 
 
 def test_no_negatives_no_hinge_warning(tmp_path: Path) -> None:
@@ -393,9 +393,9 @@ def test_rationales_and_answers(tmp_path: Path) -> None:
     text, _, _ = world.write()
     assert "| state the gold answer | 40.0 % | 7 |" in text.splitlines()
     assert "| state the answer that the label task predicts | 60.0 % | 7 |" in text.splitlines()
-    assert "The questions are test questions; neither the student nor the judge was trained on any of them." in text
+    assert "The questions are test questions; neither the student nor the discriminator was trained on any of them." in text
     assert "held out of" not in text.split("### Densities")[1] and "| warm |" not in text
-    without = World(tmp_path / "b", make_config(method="finetune"), without=("samples", "rationales", "judge"))
+    without = World(tmp_path / "b", make_config(method="finetune"), without=("samples", "rationales", "discriminator"))
     without.explained = 0
     text, _, _ = without.write()
     assert "The method `finetune` teaches no rationales, so its student was not asked for any." in text

@@ -234,14 +234,14 @@ def comparison_grid(kind: str) -> tuple[Grid, GridResults]:
         Comparison(column="SVAMP", first="DSS", second="QCRD", temperature=0, paper=(21, 0, 29)),
         Comparison(column="SVAMP", first="DSS", second="QCRD", temperature=0.7),
     ]
-    judge = TeacherConfig.model_validate({"kind": kind})
+    discriminator = TeacherConfig.model_validate({"kind": kind})
     items = {"a": "first", "b": "tie", "c": "second", "d": "second", "e": "second", "f": "second", "g": "second"}
     done = ComparisonResult("SVAMP", "DSS", "QCRD", 0.0, items, 0.875, 1, "gpt | 4")
     told = {"explain_temperatures": (0.0, 0.7)}
     cells = tuple(
         cell.model_copy(update={"config": config(cell.config.method, evaluation=told)}) for cell in small_grid().cells
     )
-    return small_grid(cells=cells, comparisons=tuple(asked), judge=judge), GridResults([], [done])
+    return small_grid(cells=cells, comparisons=tuple(asked), discriminator=discriminator), GridResults([], [done])
 
 
 def test_comparisons() -> None:
@@ -256,12 +256,12 @@ def test_comparisons() -> None:
 def test_health_is_the_mean_over_seeds() -> None:
     results = GridResults(
         [
-            result("QCRD", seed, answers(10), metrics={"judge/auroc_real": 0.9 + seed / 10, **hinges})
+            result("QCRD", seed, answers(10), metrics={"discriminator/auroc_real": 0.9 + seed / 10, **hinges})
             for seed, hinges in ((0, {"report/hinge_active_last": 0.25}), (1, {}))
         ]
     )
     text = "\n".join(health_section(small_grid(), results))
-    assert "| method | column | active hinges, last | judge's AUROC, real negatives |" in text
+    assert "| method | column | active hinges, last | discriminator's AUROC, real negatives |" in text
     assert "| QCRD | SVAMP | 25.0 % | 0.950 |" in text and "DSS" not in text
     told = GridResults([*results.cells, result("DSS", 0, answers(10), metrics={"eval/test_consistency": 0.5})])
     assert "| DSS | SVAMP | not measured | not measured | 50.0 % |" in "\n".join(health_section(small_grid(), told))
@@ -339,7 +339,7 @@ def test_figures_of_the_paper(hostile: tuple[str, str, Path]) -> None:
         f"{n}.{kind}" for n in names for kind in ("png", "svg")
     }
     assert "| teacher, positive | 1 | 0.900 | 100.0 % |" in text and "| student, τ = 1.5 | 2 | 0.625 | 50.0 % |" in text
-    assert "Scored: training questions held out of the judge's pretraining." in text
+    assert "Scored: training questions held out of the discriminator's pretraining." in text
     assert (
         text.count("| 0.250 | no |") == 2 and text.count("| 0.250 | yes |") == 2 and "a training question" not in text
     )
