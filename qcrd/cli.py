@@ -68,11 +68,9 @@ def plan(
 ) -> None:  # fmt: skip
     """List the stages as done or to run, with counts and the teacher's price. Spends nothing, writes nothing."""
     made = load(recipe, overrides or [], preset, seeds)
-    from qcrd.console import Display
+    from qcrd.console import Display  # these import torch and Ray: seconds that an error in the config need not wait for
     from qcrd.grids.plan import plan_grid
-    from qcrd.pipeline import (
-        run as pipeline,  # imports torch and Ray: seconds that an error in the config need not wait for
-    )
+    from qcrd.pipeline import plan as planning
     from qcrd.sweeps.plan import plan_sweep
 
     with Display() as display:
@@ -82,18 +80,19 @@ def plan(
         if isinstance(made, Grid):
             plan_grid(made, download).show(display)
             return
-        planned = pipeline.plan_whole(made, download)
+        planned = planning.plan(made, download)
         title = f"{made.name}: {made.method} on {made.task.name}"
-        rows = [[one.stage, one.state, one.work] for one in planned]
+        rows = [[stage.stage, stage.state, stage.work] for stage in planned]
         display.table(title, ["stage", "state", "work or folder"], rows)
-        for cost in (one.cost for one in planned if one.cost is not None):
-            pipeline.show_cost(cost, display)
+        for cost in (stage.cost for stage in planned if stage.cost is not None):
+            planning.show_cost(cost, display)
 
 
 RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="ask again for just the samples that failed")]
 AcceptMissing = Annotated[
     bool, typer.Option("--accept-missing", help="go on without the samples that are missing; nobody is asked")
 ]
+Until = Annotated[str | None, typer.Option(metavar="STAGE", help="stop after this stage, e.g. samples or rationales")]
 Parallel = Annotated[int | None, typer.Option(min=1, help="cells of a grid at once; default: as GPUs allow, else 1")]
 
 
@@ -101,14 +100,17 @@ Parallel = Annotated[int | None, typer.Option(min=1, help="cells of a grid at on
 def run(
     recipe: Recipe, overrides: Overrides = None, retry_errors: RetryErrors = False,
     accept_missing: AcceptMissing = False, preset: Preset = None, seeds: Seeds = None, parallel: Parallel = None,
+    until: Until = None,
 ) -> None:  # fmt: skip
     """Run what is missing of an experiment or a grid, and show where everything lies."""
     made = load(recipe, overrides or [], preset, seeds)
     if isinstance(made, Sweep):
         raise ConfigError(f"RECIPE: {recipe!r} is a sweep; write qcrd sweep {recipe}")
+    if isinstance(made, Grid) and until is not None:
+        raise ConfigError(f"--until: {until!r} is not allowed for a grid, whose cells end with what they measure")
     from qcrd.pipeline import run as pipeline
 
-    options = pipeline.Options(retry_errors, accept_missing)
+    options = pipeline.Options(retry_errors, accept_missing, until)
     with _running() as display:
         if isinstance(made, Grid):
             _run_grid(made, recipe, display, options, parallel)
@@ -192,10 +194,7 @@ def _run_one(config: ExperimentConfig, display: Display, options: Options) -> No
     rows = [[name, artifact.path] for name, artifact in finished.items()]
     rows += [["record", pipeline.record_folder(config)]]
     display.table("Where everything lies", ["what", "path"], rows)
-    health, lines = pipeline.headline(finished)
-    display.table("What was measured", ["measure", "value"], health)
-    for line in lines:
-        display.say(line)
+    display.table("What was measured", ["measure", "value"], pipeline.headline(config, finished))
 
 
 def headline_of(report: str) -> str:

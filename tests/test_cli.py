@@ -15,8 +15,9 @@ from qcrd.cli import experiment, load
 from qcrd.config import ConfigError
 from qcrd.config.grid import Grid
 from qcrd.config.recipes import load_recipe
-from qcrd.pipeline.run import check, plan
-from qcrd.pipeline.stages_of import stages_of
+from qcrd.pipeline.check import check
+from qcrd.pipeline.plan import plan
+from qcrd.pipeline.stages import stages_of
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")

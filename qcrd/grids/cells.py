@@ -2,9 +2,9 @@
 
 A cell and seed is one folder, named by row, column, seed and identity: `cell.json` (what was measured, by which command
 and commit), `predictions.parquet` (labels of the test questions at the best validation checkpoint), `metrics.jsonl`,
-`explanations.parquet` and `scores.parquet` (what the student wrote, and the discriminator's scores). The identity covers the
-settings and versions of all stages and the content of models and question files, so a cell of other settings is not
-taken for this one. Neither weights nor questions are in these files.
+`explanations.parquet` and `scores.parquet` (what the student wrote, and the discriminator's scores). The
+identity covers the settings and versions of all stages and the content of models and question files, so a cell of other
+settings is not taken for this one. Neither weights nor questions are in these files.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from qcrd.config import ExperimentConfig
 from qcrd.config.grid import Cell
-from qcrd.pipeline.stages_of import stages_of
+from qcrd.pipeline.identity import experiment_identity
 from qcrd.records import Explanation, Prediction, Score, read_rows, write_rows
 from qcrd.report.grid.data import CellResult
 from qcrd.storage.artifacts import digest_of, write_atomically
@@ -30,8 +30,7 @@ CELL, PREDICTIONS, METRICS, EXPLANATIONS, SCORES = (
 
 def cell_identity(config: ExperimentConfig) -> str:
     """Digest of all that decides an experiment's numbers: settings and versions of its stages."""
-    stages = {s.name: [s.version, s.settings(config)] for s in stages_of(config) if s.name != "report"}
-    return digest_of(stages)
+    return digest_of(experiment_identity(config))
 
 
 def slug(text: str) -> str:

@@ -11,8 +11,9 @@ import pytest
 
 from qcrd.config import ExperimentConfig
 from qcrd.console import Display
-from qcrd.pipeline.run import plan
-from qcrd.pipeline.stages_of import Stage, StageRun, stages_of
+from qcrd.pipeline.plan import plan
+from qcrd.pipeline.stage import Stage, StageRun
+from qcrd.pipeline.stages import stages_of
 from qcrd.rationales.consistency import statistics
 from qcrd.records import Example, Question, Rationale, Sample, Vote, read_rows, write_rows
 from qcrd.tasks import get_task
@@ -42,7 +43,7 @@ def run_stage(config: ExperimentConfig, name: str, folder: Path) -> Path:
     stage, out = stage_of(config, name), folder / name
     out.mkdir()
     record = RunRecord(folder / "record", "x", "x", config.tracking, folder)
-    inputs = {one: folder / one for one in stage.inputs}
+    inputs = {one: folder / one for one in stage.inputs(config)}
     stage.run(StageRun(config, name, inputs, {}, out, "", {}, Display(), record, False, False))
     return out
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from qcrd.config import ExperimentConfig
-from qcrd.pipeline.stages_of import stages_of
+from qcrd.pipeline.stages import stages_of
 
 METHODS = ["finetune", "single_task", "distill_label", "dss", "mi", "qcrd"]
 

@@ -19,7 +19,7 @@ from s3fs import S3FileSystem
 from qcrd.config import ConfigError
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress, clear
 from qcrd.evaluate.inference import student_folder
-from qcrd.pipeline.run import prepare_output
+from qcrd.pipeline.check import prepare_output
 from qcrd.storage import output as storage_module
 from qcrd.storage.artifacts import Artifact, model_folder
 from qcrd.storage.output import FILES, Storage, StorageAway

@@ -1,0 +1,78 @@
+"""What a model is known by: its folder's content, its hub name with a revision, or the sizes of one from scratch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from qcrd.config import ConfigError, DiscriminatorConfig, ExperimentConfig, StudentConfig
+from qcrd.models.student import load_tokenizer
+from qcrd.storage.artifacts import folder_digest
+
+Part = Literal["student", "discriminator"]
+
+
+def named_model(name: str, revision: str | None) -> dict[str, str | None]:
+    """What a model's name stands for: a folder's content, or a hub name with its revision."""
+    if Path(name).is_dir():
+        return {"content": folder_digest(Path(name))}
+    return {"hub": name, "revision": revision}
+
+
+def model_identity(model: StudentConfig | DiscriminatorConfig) -> dict[str, Any]:
+    """What decides the weights that a model starts with, but for the seed."""
+    if model.kind != "scratch":
+        return {"kind": model.kind, **named_model(model.model, model.revision)}
+    sizes = model.scratch
+    return {
+        "kind": "scratch",
+        "d_model": sizes.d_model,
+        "d_kv": sizes.d_kv,
+        "d_ff": sizes.d_ff,
+        "num_layers": sizes.num_layers,
+        "num_decoder_layers": sizes.num_decoder_layers,
+        "num_heads": sizes.num_heads,
+        "dropout": sizes.dropout,
+        "initializer_factor": sizes.initializer_factor,
+        "vocab_size": sizes.vocab_size,
+        "tokenizer": named_model(sizes.tokenizer, None) if sizes.tokenizer else None,
+    }
+
+
+def _source(config: ExperimentConfig, part: Part) -> tuple[str, str | None, str | None]:
+    """The field that names where a part's tokenizer comes from, its value, and the revision."""
+    model = config.student if part == "student" else config.discriminator
+    if model.kind == "scratch":
+        return f"{part}.scratch.tokenizer", model.scratch.tokenizer, None
+    return f"{part}.model", model.model, model.revision
+
+
+def check_folder(field: str, name: str | None) -> None:
+    """Raise `ConfigError` where what looks like the path of a model's folder is none."""
+    looks_like_path = name is not None and (name.startswith((".", "/", "~")) or name.count("/") > 1)
+    if looks_like_path and not Path(str(name)).is_dir():
+        raise ConfigError(f"{field}: {name!r} does not exist; give a model folder or a hub name")
+
+
+def check_model(config: ExperimentConfig, part: Part) -> None:
+    """Raise `ConfigError` where the folder of a model, or of the tokenizer of one from scratch, is not there."""
+    field, name, _ = _source(config, part)
+    check_folder(field, name)
+
+
+def given_tokenizer(config: ExperimentConfig, part: Part) -> Any:
+    """The tokenizer of a model that is there; None where it is trained on the task. Raises `ConfigError`."""
+    field, name, revision = _source(config, part)
+    try:
+        return None if name is None else load_tokenizer(name, revision)
+    except ValueError as error:
+        raise ConfigError(f"{field}: {error}; give a model folder or a hub name") from error
+
+
+def tokenizer_identity(config: ExperimentConfig, part: Part) -> dict[str, Any]:
+    """What decides a part's tokenizer: an existing one, or the size of one that is trained."""
+    _, name, revision = _source(config, part)
+    if name is None:
+        assert config.student.kind == "scratch"
+        return {"vocab_size": config.student.scratch.vocab_size}
+    return {"tokenizer": named_model(name, revision)}
