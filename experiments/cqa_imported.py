@@ -7,15 +7,16 @@ nothing about T5's (after these 200 steps it is 0 %): it shows that real rationa
 8,766 training questions only as many take part as the steps can visit. Data: QCRD_DATA, default ../shared/data.
 """
 
+from typing import Any
+
 from qcrd.config import (
-    DiscriminatorConfig,
+    BenchmarkTaskConfig,
     EvaluationConfig,
     ExperimentConfig,
     ImportedConfig,
     NegativesConfig,
-    ScratchConfig,
-    StudentConfig,
-    TaskConfig,
+    ScratchDiscriminatorConfig,
+    ScratchStudentConfig,
     TeacherConfig,
     TrainConfig,
 )
@@ -25,12 +26,13 @@ from qcrd.tasks.files import data_folder
 def recipe() -> ExperimentConfig:
     folder = data_folder() / "cqa"
     tokenizer = str(data_folder() / "t5-tokenizer")
-    sizes = ScratchConfig(
-        d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, num_decoder_layers=2, tokenizer=tokenizer
-    )
+    sizes: dict[str, Any] = {
+        "d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2,
+        "tokenizer": tokenizer,
+    }  # fmt: skip
     return ExperimentConfig(
         name="cqa-imported",
-        task=TaskConfig(name="cqa"),
+        task=BenchmarkTaskConfig(name="cqa"),
         teacher=TeacherConfig(
             kind="imported",
             parser="first_answer",
@@ -44,10 +46,9 @@ def recipe() -> ExperimentConfig:
                 text_field="rationale",
             ),
         ),
-        student=StudentConfig(kind="scratch", scratch=sizes, max_target_tokens=160, max_label_tokens=16),
-        discriminator=DiscriminatorConfig(
-            kind="scratch",
-            scratch=sizes,
+        student=ScratchStudentConfig(**sizes, max_target_tokens=160, max_label_tokens=16),
+        discriminator=ScratchDiscriminatorConfig(
+            **sizes,
             max_tokens=192,
             max_steps=60,
             eval_every=30,

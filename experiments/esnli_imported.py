@@ -7,7 +7,7 @@ As `cqa_imported`, on the first 10,000 training questions: the five prompts are 
 """
 
 from experiments.cqa_imported import recipe as cqa
-from qcrd.config import ExperimentConfig, ImportedConfig, TaskConfig
+from qcrd.config import BenchmarkTaskConfig, ExperimentConfig, ImportedConfig
 from qcrd.tasks.files import data_folder
 
 
@@ -23,7 +23,7 @@ def recipe() -> ExperimentConfig:
     return base.model_copy(
         update={
             "name": "esnli-imported",
-            "task": TaskConfig(name="esnli"),
+            "task": BenchmarkTaskConfig(name="esnli"),
             "evaluation": base.evaluation.model_copy(update={"validation_limit": 500}),
             "teacher": base.teacher.model_copy(update={"imported": imported}),
         }

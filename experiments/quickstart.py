@@ -6,37 +6,36 @@ weights that starts from scratch. Its numbers say that the method runs, not how 
 
 from qcrd.config import (
     CheckpointConfig,
-    DiscriminatorConfig,
     EvaluationConfig,
     ExperimentConfig,
-    GeneratorConfig,
+    GeneratedTaskConfig,
     NegativesConfig,
-    ScratchConfig,
+    ScratchDiscriminatorConfig,
+    ScratchStudentConfig,
     SimulatedConfig,
-    StudentConfig,
-    TaskConfig,
     TeacherConfig,
     TrainConfig,
 )
 
 
 def recipe() -> ExperimentConfig:
-    student = ScratchConfig(d_model=128, d_ff=384, d_kv=32, num_heads=4, num_layers=2, num_decoder_layers=2)
-    discriminator = ScratchConfig(d_model=64, d_ff=128, d_kv=16, num_heads=4, num_layers=2)
     return ExperimentConfig(
         name="quickstart",
-        task=TaskConfig(
-            name="arithmetic",
-            generator=GeneratorConfig(
-                train_size=2400, validation_size=200, test_size=400, min_steps=1, max_steps=1, max_number=20
-            ),
+        task=GeneratedTaskConfig(
+            train_size=2400, validation_size=200, test_size=400, min_steps=1, max_steps=1, max_number=20
         ),
         teacher=TeacherConfig(kind="simulated", num_samples=3, simulated=SimulatedConfig(error_rate=0.25)),
         rationales={"num_samples": 3},  # pyright: ignore[reportArgumentType]
-        student=StudentConfig(kind="scratch", scratch=student, max_label_tokens=16, max_target_tokens=64),
-        discriminator=DiscriminatorConfig(
-            kind="scratch",
-            scratch=discriminator,
+        student=ScratchStudentConfig(
+            d_model=128, d_ff=384, d_kv=32, num_heads=4, num_layers=2, num_decoder_layers=2,
+            max_label_tokens=16, max_target_tokens=64,
+        ),
+        discriminator=ScratchDiscriminatorConfig(
+            d_model=64,
+            d_ff=128,
+            d_kv=16,
+            num_heads=4,
+            num_layers=2,
             max_steps=150,
             batch_questions=16,
             learning_rate=1e-3,

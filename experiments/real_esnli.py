@@ -19,11 +19,11 @@ from experiments.esnli_imported import recipe as esnli
 from qcrd.config import (
     CheckpointConfig,
     ConfigError,
-    DiscriminatorConfig,
+    EncoderPairStudentConfig,
     EvaluationConfig,
     ExperimentConfig,
     NegativesConfig,
-    StudentConfig,
+    PretrainedDiscriminatorConfig,
     TrainConfig,
     with_overrides,
 )
@@ -50,15 +50,14 @@ def base() -> ExperimentConfig:
     return esnli().model_copy(
         update={
             "name": "esnli-minilm",
-            "student": StudentConfig(
-                kind="encoder_pair",
+            "student": EncoderPairStudentConfig(
                 model=folder,
                 max_input_tokens=128,
                 max_target_tokens=96,
                 max_label_tokens=8,
                 dtype="bfloat16",
             ),
-            "discriminator": DiscriminatorConfig(
+            "discriminator": PretrainedDiscriminatorConfig(
                 model=folder, max_tokens=192, max_steps=150, eval_every=50, update_steps=5, dtype="bfloat16"
             ),
             "negatives": NegativesConfig(gap=2, max_new_tokens=64),

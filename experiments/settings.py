@@ -9,17 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcrd.config import (
+    BenchmarkTaskConfig,
     CheckpointConfig,
     ConfigError,
-    DiscriminatorConfig,
     EvaluationConfig,
     ExperimentConfig,
-    GeneratorConfig,
+    GeneratedTaskConfig,
     NegativesConfig,
-    ScratchConfig,
+    PretrainedDiscriminatorConfig,
+    ScratchDiscriminatorConfig,
+    ScratchStudentConfig,
+    Seq2SeqStudentConfig,
     SimulatedConfig,
-    StudentConfig,
-    TaskConfig,
     TeacherConfig,
     TrainConfig,
     with_overrides,
@@ -73,31 +74,30 @@ def config(preset: str, task: str, student: str = "t5-base", changes: Settings |
 def _paper(task: str, student: str) -> ExperimentConfig:
     """All else are the defaults, which are the paper's. Questions come from $QCRD_DATA where it has them whole."""
     benchmark = {"cqa": cqa.BENCHMARK, "anli1": anli1.BENCHMARK, "esnli": esnli.BENCHMARK}.get(task)
-    local = TaskConfig(name=task)
+    local = BenchmarkTaskConfig(name=task)
     there = is_whole(benchmark, local) if benchmark else (data_folder() / "svamp" / "SVAMP.json").is_file()
     return ExperimentConfig(
         name=f"{task}-{student}",
-        task=local if there else TaskConfig(name=task, path=DOWNLOAD),
+        task=local if there else BenchmarkTaskConfig(name=task, path=DOWNLOAD),
         teacher=TeacherConfig(kind="openai", model="gpt-3.5-turbo"),
-        student=StudentConfig(model=student),
-        discriminator=DiscriminatorConfig(model="t5-base"),
+        student=Seq2SeqStudentConfig(model=student),
+        discriminator=PretrainedDiscriminatorConfig(model="t5-base"),
     )
 
 
 def _smoke() -> ExperimentConfig:
-    sizes = ScratchConfig(d_model=48, d_ff=96, d_kv=12, num_heads=4, num_layers=1, num_decoder_layers=1)
+    sizes: dict[str, Any] = {
+        "d_model": 48, "d_ff": 96, "d_kv": 12, "num_heads": 4, "num_layers": 1, "num_decoder_layers": 1
+    }  # fmt: skip
     return ExperimentConfig(
         name="smoke",
-        task=TaskConfig(
-            name="arithmetic",
-            generator=GeneratorConfig(
-                train_size=160, validation_size=24, test_size=60, min_steps=1, max_steps=1, max_number=10
-            ),
+        task=GeneratedTaskConfig(
+            train_size=160, validation_size=24, test_size=60, min_steps=1, max_steps=1, max_number=10
         ),
         teacher=TeacherConfig(kind="simulated", simulated=SimulatedConfig(error_rate=0.25)),
-        student=StudentConfig(kind="scratch", scratch=sizes, max_label_tokens=12, max_target_tokens=48),
-        discriminator=DiscriminatorConfig(
-            kind="scratch", scratch=sizes, max_steps=30, eval_every=15, learning_rate=1e-3, update_steps=2
+        student=ScratchStudentConfig(**sizes, max_label_tokens=12, max_target_tokens=48),
+        discriminator=ScratchDiscriminatorConfig(
+            **sizes, max_steps=30, eval_every=15, learning_rate=1e-3, update_steps=2
         ),
         negatives=NegativesConfig(max_new_tokens=12, gap=5),
         train=TrainConfig(steps=48, iteration_steps=4, learning_rate=3e-3, log_every=4),

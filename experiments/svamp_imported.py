@@ -8,15 +8,16 @@ from scratch with T5's own tokenizer, so its accuracy says nothing about T5's: w
 teacher's rationales going all the way through. Data: QCRD_DATA, default ../shared/data.
 """
 
+from typing import Any
+
 from qcrd.config import (
-    DiscriminatorConfig,
+    BenchmarkTaskConfig,
     EvaluationConfig,
     ExperimentConfig,
     ImportedConfig,
     NegativesConfig,
-    ScratchConfig,
-    StudentConfig,
-    TaskConfig,
+    ScratchDiscriminatorConfig,
+    ScratchStudentConfig,
     TeacherConfig,
     TrainConfig,
 )
@@ -25,12 +26,13 @@ from qcrd.tasks.files import data_folder
 
 def recipe() -> ExperimentConfig:
     tokenizer = str(data_folder() / "t5-tokenizer")
-    sizes = ScratchConfig(
-        d_model=128, d_kv=32, d_ff=256, num_heads=4, num_layers=2, num_decoder_layers=2, tokenizer=tokenizer
-    )
+    sizes: dict[str, Any] = {
+        "d_model": 128, "d_kv": 32, "d_ff": 256, "num_heads": 4, "num_layers": 2, "num_decoder_layers": 2,
+        "tokenizer": tokenizer,
+    }  # fmt: skip
     return ExperimentConfig(
         name="svamp-imported",
-        task=TaskConfig(name="svamp"),
+        task=BenchmarkTaskConfig(name="svamp"),
         teacher=TeacherConfig(
             kind="imported",
             parser="last_number",
@@ -42,10 +44,9 @@ def recipe() -> ExperimentConfig:
                 completions_field="output",
             ),
         ),
-        student=StudentConfig(kind="scratch", scratch=sizes, max_target_tokens=160, max_label_tokens=24),
-        discriminator=DiscriminatorConfig(
-            kind="scratch",
-            scratch=sizes,
+        student=ScratchStudentConfig(**sizes, max_target_tokens=160, max_label_tokens=24),
+        discriminator=ScratchDiscriminatorConfig(
+            **sizes,
             max_tokens=192,
             max_steps=60,
             eval_every=30,

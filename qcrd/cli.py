@@ -68,7 +68,9 @@ def plan(
 ) -> None:  # fmt: skip
     """List the stages as done or to run, with counts and the teacher's price. Spends nothing, writes nothing."""
     made = load(recipe, overrides or [], preset, seeds)
-    from qcrd.console import Display  # these import torch and Ray: seconds that an error in the config need not wait for
+    from qcrd.console import (
+        Display,  # these import torch and Ray: seconds that an error in the config need not wait for
+    )
     from qcrd.grids.plan import plan_grid
     from qcrd.pipeline import plan as planning
     from qcrd.sweeps.plan import plan_sweep

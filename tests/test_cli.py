@@ -84,7 +84,7 @@ def test_every_recipe_loads_and_plans(path: Path, shared_data: Path, tmp_path: P
 def test_the_plan_counts_requests_and_steps(tmp_path: Path):
     planned = {one.stage: one.work for one in plan(experiment(QUICKSTART, [f"output={tmp_path}"]))}
     config = load_recipe(QUICKSTART)
-    total = config.task.generator.train_size * config.teacher.num_samples
+    total = config.task.train_size * config.teacher.num_samples
     assert planned["samples"] == f"{total} of {total} simulated replies"
     assert planned["student"].startswith(f"{config.train.steps} steps of {config.train.global_batch_size} questions")
 

@@ -42,7 +42,11 @@ import psutil
 
 from experiments.benchmarks.teacher import Numbers, show_numbers
 from experiments.sweeps.joint import recipe as joint
-from qcrd.config import TaskConfig, TrackingConfig, flatten
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    TrackingConfig,
+    flatten,
+)
 from qcrd.config.sweep import Sweep
 from qcrd.report.sweep.page import write_sweep_report
 from qcrd.storage.output import Storage
@@ -326,7 +330,7 @@ def measure_tokens() -> Numbers:
     task, count = get_task("esnli"), TokenCounter(None)
     few_shot = read_prompt(config.teacher, task)
     folder = data_folder() / "esnli"
-    questions = [one for one in task.load(TaskConfig(name="esnli")) if one.split == "train"]
+    questions = [one for one in task.load(BenchmarkTaskConfig(name="esnli")) if one.split == "train"]
     prompts = count.many([task.format_prompt(few_shot, question.text) for question in questions])
     with gzip.open(folder / "llm_palm" / "train_CoT_0.json.gz", "rt") as stream:
         replies = count.many([text.partition("\n\n")[0] for text in json.load(stream)])

@@ -67,10 +67,12 @@ from experiments.benchmarks.step_timing import (
     measure_steps,
     prepare_batches,
 )
-from qcrd.config import DiscriminatorConfig
+from qcrd.config import (
+    PretrainedDiscriminatorConfig,
+)
 
 SVAMP_TRAINING_QUESTIONS = 720
-UPDATES_A_STEP = DiscriminatorConfig().update_steps / 250
+UPDATES_A_STEP = PretrainedDiscriminatorConfig().update_steps / 250
 REUSED_SHARE = SVAMP_TRAINING_QUESTIONS / (250 * QUESTIONS_A_STEP)
 """Questions of an iteration over its visits, on SVAMP."""
 

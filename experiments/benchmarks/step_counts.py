@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qcrd.config import ScratchConfig
+from qcrd.config import ScratchSizes
 from qcrd.distill.step import QuestionBatch
 
 Ids = Sequence[int]
@@ -27,7 +27,7 @@ class TokenCosts:
     output: int
 
     @classmethod
-    def of(cls, sizes: ScratchConfig, vocabulary: int) -> TokenCosts:
+    def of(cls, sizes: ScratchSizes, vocabulary: int) -> TokenCosts:
         attention = sizes.d_model * sizes.d_kv * sizes.num_heads
         feed_forward = 2 * sizes.d_model * sizes.d_ff
         return cls(

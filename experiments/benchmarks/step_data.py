@@ -16,7 +16,15 @@ import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from qcrd.config import DiscriminatorConfig, GeneratorConfig, NegativesConfig, ScratchConfig, StudentConfig, TaskConfig
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    GeneratedTaskConfig,
+    NegativesConfig,
+    ScratchDiscriminatorConfig,
+    ScratchSizes,
+    ScratchStudentConfig,
+    StudentSettings,
+)
 from qcrd.distill.discriminator import Discriminator, build_discriminator
 from qcrd.distill.negatives import Negative
 from qcrd.distill.step import QuestionBatch
@@ -42,13 +50,13 @@ from qcrd.teacher.backends.simulated import SimulatedTeacher
 QUESTIONS_A_STEP, NEGATIVE_TOKENS = 8, 64
 OWN_RATIONALES = 10
 SIZES = {
-    "small": ScratchConfig(
+    "small": ScratchStudentConfig(
         d_model=512, d_kv=64, d_ff=2048, num_layers=6, num_decoder_layers=6, num_heads=8, dropout=0.1
     ),
-    "base": ScratchConfig(
+    "base": ScratchStudentConfig(
         d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12, dropout=0.1
     ),
-    "tiny": ScratchConfig(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4, dropout=0.1),
+    "tiny": ScratchStudentConfig(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4, dropout=0.1),
 }
 """T5-small's and T5-base's sizes; `tiny` is for checking the benchmark itself."""
 
@@ -77,17 +85,19 @@ class Setting:
         """Questions whose graphs naive QCRD holds at once: fewer at T5-base's sizes, lest they fill the memory."""
         return 2 if (self.size, self.device) == ("base", "cpu") else QUESTIONS_A_STEP
 
-    def scratch(self, data: Data) -> ScratchConfig:
+    def scratch(self, data: Data) -> ScratchStudentConfig:
         return SIZES[self.size].model_copy(update={"tokenizer": data.tokenizer_path})
 
     def student(self, data: Data) -> Student:
         """A student with random weights and dropout 0.1; the same in every process."""
-        config = StudentConfig.model_validate({"kind": "scratch", "scratch": self.scratch(data), "dtype": self.dtype})
+        config = ScratchStudentConfig.model_validate({**self.scratch(data).model_dump(), "dtype": self.dtype})
         return build_student(config, data.tokenizer, 0, torch.device(self.device))
 
     def discriminator(self, data: Data) -> Discriminator:
         """A discriminator whose encoder has the student's sizes; hidden size = d_model."""
-        config = DiscriminatorConfig(kind="scratch", scratch=self.scratch(data))
+        config = ScratchDiscriminatorConfig.model_validate(
+            {name: value for name, value in self.scratch(data) if name in (*ScratchSizes.model_fields, "dropout")}
+        )
         texts = [text for example in data.examples for text in (example.text, *example.positive_texts)]
         return build_discriminator(config, texts, torch.device(self.device))
 
@@ -103,15 +113,14 @@ def _real_rationales() -> list[tuple[Question, list[str]]]:
     path = data_folder() / "svamp" / "llm_gpt35" / "train.json.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
         texts = {normalised(row["instruction"]): row["output"] for row in json.load(file)}
-    questions = [q for q in get_task("svamp").load(TaskConfig(name="svamp")) if q.split == "train"]
+    questions = [q for q in get_task("svamp").load(BenchmarkTaskConfig(name="svamp")) if q.split == "train"]
     found = [(q, texts[normalised(q.text)]) for q in questions if normalised(q.text) in texts]
     return [(q, [text.strip() for text in own]) for q, own in found if len(own) == OWN_RATIONALES]
 
 
 def _generated_rationales() -> list[tuple[Question, list[str]]]:
     """Generated arithmetic questions of one to three steps with ten simulated samples each."""
-    sizes = GeneratorConfig(train_size=512, validation_size=1, test_size=1)
-    config = TaskConfig(name="arithmetic", generator=sizes)
+    config = GeneratedTaskConfig(train_size=512, validation_size=1, test_size=1)
     teacher = SimulatedTeacher(error_rate=0.3)
     indices = tuple(range(OWN_RATIONALES))
     rows = []
@@ -134,7 +143,7 @@ def load_data() -> Data:
         rows = _generated_rationales()
         tokenizer = train_tokenizer([text for question, own in rows for text in (question.text, *own)], 4096)
     rows = [rows[row] for row in generator("step_benchmark", "order").permutation(len(rows))]
-    config = StudentConfig()
+    config = StudentSettings()
     predict = encode_inputs(tokenizer, [config.prefixes.predict + q.text for q, _ in rows], config.max_input_tokens)
     explain = encode_inputs(tokenizer, [config.prefixes.explain + q.text for q, _ in rows], config.max_input_tokens)
     labels = encode_targets(tokenizer, [q.label for q, _ in rows], config.max_label_tokens)

@@ -33,7 +33,10 @@ from experiments.benchmarks.step_data import (
     with_positives,
 )
 from experiments.benchmarks.step_processes import LEARNING_RATE, Work, start
-from qcrd.config import DiscriminatorConfig, LossConfig
+from qcrd.config import (
+    LossConfig,
+    PretrainedDiscriminatorConfig,
+)
 from qcrd.distill.discriminator import Discriminator, QuestionRationales, discriminator_optimizer, optimizer_step
 from qcrd.distill.negatives import Negative
 from qcrd.distill.step import QuestionBatch, step_loss
@@ -149,7 +152,7 @@ def measure_discriminator(
         for side, pairs in (("positives", positives), ("negatives", sampled)):
             seconds, scores[side] = bench.timed(bench.discriminator.score, pairs)
             times[side].append(seconds)
-    config = DiscriminatorConfig()
+    config = PretrainedDiscriminatorConfig()
     optimizer = discriminator_optimizer(bench.discriminator, config)
     judged = [
         QuestionRationales(example.question_id, example.text, example.positive_texts, [one.text for one in own])

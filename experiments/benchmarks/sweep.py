@@ -28,7 +28,11 @@ from rich.console import Console
 from experiments.benchmarks.teacher import Numbers, endpoint, show_numbers
 from experiments.quickstart import recipe as quickstart
 from experiments.sweeps.settings import base as smoke
-from qcrd.config import ExperimentConfig, with_overrides
+from qcrd.config import (
+    ExperimentConfig,
+    GeneratedTaskConfig,
+    with_overrides,
+)
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
 from qcrd.pipeline.run import Options, run, start_ray, stop_ray
@@ -37,8 +41,8 @@ from qcrd.sweeps.record import SweepRecord
 from qcrd.sweeps.run import run_sweep
 
 SHORT = {
-    "method": "finetune", "task.generator.train_size": 64, "task.generator.validation_size": 16,
-    "task.generator.test_size": 16, "student.scratch.d_model": 32, "student.scratch.d_ff": 64, "train.steps": 20,
+    "method": "finetune", "task.train_size": 64, "task.validation_size": 16,
+    "task.test_size": 16, "student.d_model": 32, "student.d_ff": 64, "train.steps": 20,
     "train.iteration_steps": 5, "train.global_batch_size": 8, "evaluation.explained_questions": 0,
     "tracking.enabled": False,
 }  # fmt: skip
@@ -108,7 +112,9 @@ def asha_against_grid(folder: Path) -> Numbers:
     grid, asha = made["none"], made["asha"]
     scores = {one.key: one.score for one in grid.configurations}
     best, chosen = grid.finished[0].score, scores[asha.finished[0].key]
-    questions = learnable(folder).task.generator.validation_size
+    task = learnable(folder).task
+    assert isinstance(task, GeneratedTaskConfig)
+    questions = task.validation_size
     error = math.sqrt(sum(p * (1 - p) / questions for p in (best, chosen)))
     steps = [sum(one.steps for one in results.configurations) for results in (asha, grid)]
     return {

@@ -12,8 +12,8 @@ from experiments.settings import check_preset, config
 from qcrd.config import ExperimentConfig
 
 SMOKE = {
-    "task.generator.max_number": 5, "task.generator.train_size": 300, "task.generator.validation_size": 100,
-    "student.scratch.d_model": 64, "student.scratch.d_ff": 128, "student.scratch.d_kv": 16,
+    "task.max_number": 5, "task.train_size": 300, "task.validation_size": 100,
+    "student.d_model": 64, "student.d_ff": 128, "student.d_kv": 16,
     "train.steps": 160, "train.iteration_steps": 20, "train.global_batch_size": 16, "train.learning_rate": 5e-3,
     "negatives.gap": 2,
 }  # fmt: skip

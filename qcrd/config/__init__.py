@@ -2,10 +2,23 @@
 
 from qcrd.config.base import ConfigError, Positive, Settings, Share
 from qcrd.config.experiment import ExperimentConfig
-from qcrd.config.models import DiscriminatorConfig, PrefixesConfig, ScratchConfig, StudentConfig
+from qcrd.config.models import (
+    DiscriminatorConfig,
+    DiscriminatorSettings,
+    EncoderPairStudentConfig,
+    NamedModel,
+    PrefixesConfig,
+    PretrainedDiscriminatorConfig,
+    ScratchDiscriminatorConfig,
+    ScratchSizes,
+    ScratchStudentConfig,
+    Seq2SeqStudentConfig,
+    StudentConfig,
+    StudentSettings,
+)
 from qcrd.config.running import ResourcesConfig, TrackingConfig
 from qcrd.config.settings import flatten, one_line, validated, with_overrides
-from qcrd.config.task import GeneratorConfig, TaskConfig
+from qcrd.config.task import BenchmarkTaskConfig, GeneratedTaskConfig, TaskConfig, TaskSettings
 from qcrd.config.teacher import (
     REQUEST_FIELDS,
     TEACHER_MEANS,
@@ -22,25 +35,35 @@ __all__ = [
     "REQUEST_FIELDS",
     "TEACHER_MEANS",
     "BatchConfig",
+    "BenchmarkTaskConfig",
     "CheckpointConfig",
     "ConfigError",
     "DiscriminatorConfig",
+    "DiscriminatorSettings",
+    "EncoderPairStudentConfig",
     "EvaluationConfig",
     "ExperimentConfig",
-    "GeneratorConfig",
+    "GeneratedTaskConfig",
     "ImportedConfig",
     "LossConfig",
+    "NamedModel",
     "NegativesConfig",
     "Positive",
     "PrefixesConfig",
+    "PretrainedDiscriminatorConfig",
     "RationalesConfig",
     "ResourcesConfig",
-    "ScratchConfig",
+    "ScratchDiscriminatorConfig",
+    "ScratchSizes",
+    "ScratchStudentConfig",
+    "Seq2SeqStudentConfig",
     "Settings",
     "Share",
     "SimulatedConfig",
     "StudentConfig",
+    "StudentSettings",
     "TaskConfig",
+    "TaskSettings",
     "TeacherConfig",
     "TrackingConfig",
     "TrainConfig",

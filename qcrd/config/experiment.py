@@ -12,9 +12,9 @@ from typing import Any, Literal, Self
 from pydantic import Field, model_validator
 
 from qcrd.config.base import ConfigError, Settings
-from qcrd.config.models import DiscriminatorConfig, StudentConfig
+from qcrd.config.models import DiscriminatorConfig, PretrainedDiscriminatorConfig, Seq2SeqStudentConfig, StudentConfig
 from qcrd.config.running import ResourcesConfig, TrackingConfig
-from qcrd.config.task import TaskConfig
+from qcrd.config.task import GeneratedTaskConfig, TaskConfig
 from qcrd.config.teacher import _VLLM_HARDWARE, TEACHER_MEANS, RationalesConfig, TeacherConfig
 from qcrd.config.training import CheckpointConfig, EvaluationConfig, LossConfig, NegativesConfig, TrainConfig
 
@@ -26,11 +26,11 @@ class ExperimentConfig(Settings):
     method: Literal["finetune", "single_task", "distill_label", "dss", "mi", "qcrd"] = "qcrd"
     seed: int = 0
     output: str = "runs"
-    task: TaskConfig = TaskConfig()
+    task: TaskConfig = GeneratedTaskConfig()
     teacher: TeacherConfig = TeacherConfig()
     rationales: RationalesConfig = RationalesConfig()
-    student: StudentConfig = StudentConfig()
-    discriminator: DiscriminatorConfig = DiscriminatorConfig()
+    student: StudentConfig = Seq2SeqStudentConfig()
+    discriminator: DiscriminatorConfig = PretrainedDiscriminatorConfig()
     negatives: NegativesConfig = NegativesConfig()
     loss: LossConfig = LossConfig()
     train: TrainConfig = TrainConfig()

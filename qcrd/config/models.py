@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from qcrd.config.base import Positive, Settings, Share
+from qcrd.config.kinds import with_told_kind
 
 
-class ScratchConfig(Settings):
+class NamedModel(Settings):
+    """A model that is there."""
+
+    model: str = Field(default="t5-base", description="folder or hub name")
+    revision: str | None = Field(default=None, description="of a hub name: branch, tag or commit")
+
+
+class ScratchSizes(Settings):
     """Sizes of a T5 initialised from scratch; its tokenizer is trained on the task unless one is named."""
 
     d_model: Positive = 128
@@ -18,7 +26,6 @@ class ScratchConfig(Settings):
     num_layers: Positive = 2
     num_decoder_layers: Positive = 2
     num_heads: Positive = 4
-    dropout: Share = 0.0
     initializer_factor: float = Field(default=1.0, gt=0, description="T5's initialisation is scaled by this")
     vocab_size: int = Field(default=512, ge=64, description="upper bound for the tokenizer trained on the task")
     tokenizer: str | None = Field(default=None, description="folder or hub name of an existing tokenizer")
@@ -31,30 +38,47 @@ class PrefixesConfig(Settings):
     explain: str = "explain: "
 
 
-class StudentConfig(Settings):
-    """The small model. `seq2seq`: a folder or hub name; `encoder_pair`: two copies of an encoder joined to an
-    encoder-decoder; `scratch`: a T5 with random weights."""
+class StudentSettings(Settings):
+    """What every kind of student has."""
 
-    kind: Literal["seq2seq", "encoder_pair", "scratch"] = "seq2seq"
-    model: str = Field(default="t5-base", description="folder or hub name")
-    revision: str | None = None
-    scratch: ScratchConfig = ScratchConfig()
     prefixes: PrefixesConfig = PrefixesConfig()
-    dropout: Share | None = Field(default=None, description="None: as the model's own config has it")
+    dropout: Share | None = Field(default=None, description="None: as the model's own config has it, 0 from scratch")
     max_input_tokens: Positive = 1024
     max_target_tokens: Positive = 256
     max_label_tokens: Positive = 64
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
 
 
-class DiscriminatorConfig(Settings):
-    """The discriminator: an encoder over question + rationale."""
+class Seq2SeqStudentConfig(StudentSettings, NamedModel):
+    """A sequence-to-sequence model that is there, such as T5."""
 
-    enabled: bool = Field(default=True, description="False is the ablation w/o QJ: s+ = 1, s- = 0")
-    kind: Literal["pretrained", "scratch"] = "pretrained"
-    model: str = "t5-base"
-    revision: str | None = None
-    scratch: ScratchConfig = ScratchConfig()
+    kind: Literal["seq2seq"] = "seq2seq"
+
+
+class EncoderPairStudentConfig(StudentSettings, NamedModel):
+    """Two copies of an encoder joined to an encoder-decoder."""
+
+    kind: Literal["encoder_pair"] = "encoder_pair"
+
+
+class ScratchStudentConfig(StudentSettings, ScratchSizes):
+    """A T5 with random weights."""
+
+    kind: Literal["scratch"] = "scratch"
+
+
+StudentConfig = Annotated[
+    Seq2SeqStudentConfig | EncoderPairStudentConfig | ScratchStudentConfig,
+    Field(discriminator="kind"),
+    with_told_kind("seq2seq", Seq2SeqStudentConfig, EncoderPairStudentConfig, ScratchStudentConfig),
+]
+"""The small model: the settings of one kind of student."""
+
+
+class DiscriminatorSettings(Settings):
+    """What every kind of discriminator has: an encoder over question + rationale, with a head."""
+
+    enabled: bool = Field(default=True, description="False is the paper's ablation without it: s+ = 1, s- = 0")
     hidden_size: Positive | None = Field(default=None, description="of the head; None: the encoder's d_model")
     seed: int = 0
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -71,3 +95,24 @@ class DiscriminatorConfig(Settings):
     max_grad_norm: float = Field(default=1.0, gt=0)
     update_every: Positive = Field(default=1, description="iterations between online updates")
     update_steps: int = Field(default=25, ge=0, description="optimizer steps of one online update")
+
+
+class PretrainedDiscriminatorConfig(DiscriminatorSettings, NamedModel):
+    """The encoder of a model that is there."""
+
+    kind: Literal["pretrained"] = "pretrained"
+
+
+class ScratchDiscriminatorConfig(DiscriminatorSettings, ScratchSizes):
+    """A T5 encoder with random weights."""
+
+    kind: Literal["scratch"] = "scratch"
+    dropout: Share = 0.0
+
+
+DiscriminatorConfig = Annotated[
+    PretrainedDiscriminatorConfig | ScratchDiscriminatorConfig,
+    Field(discriminator="kind"),
+    with_told_kind("pretrained", PretrainedDiscriminatorConfig, ScratchDiscriminatorConfig),
+]
+"""The discriminator: the settings of one kind."""

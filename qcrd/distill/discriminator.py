@@ -188,12 +188,12 @@ def build_discriminator(config: DiscriminatorConfig, texts: Sequence[str], devic
     """
     torch.manual_seed(stable_seed(config.seed, "discriminator_initialisation"))
     if config.kind == "scratch":
-        named = config.scratch.tokenizer
-        tokenizer = load_tokenizer(named) if named else train_tokenizer(texts, config.scratch.vocab_size)
+        named = config.tokenizer
+        tokenizer = load_tokenizer(named) if named else train_tokenizer(texts, config.vocab_size)
         pad_id = tokenizer.pad_token_id
         assert isinstance(pad_id, int)
         encoder: PreTrainedModel = T5EncoderModel(
-            t5_config(config.scratch, len(tokenizer), pad_id, eos_of(tokenizer), None)
+            t5_config(config, len(tokenizer), pad_id, eos_of(tokenizer), config.dropout)
         )
     else:
         tokenizer = load_tokenizer(config.model, config.revision)

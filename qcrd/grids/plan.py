@@ -16,7 +16,7 @@ from qcrd.pipeline.run import PlannedStage, fixed_recipe, plan, show_cost
 from qcrd.pipeline.stages_of import Stage, stages_of
 from qcrd.storage.artifacts import digest_of
 from qcrd.tasks import get_task, load_questions
-from qcrd.tasks.files import is_download
+from qcrd.tasks.files import must_be_downloaded
 from qcrd.teacher.cost import CostEstimate, is_free
 
 
@@ -106,7 +106,7 @@ def _count_comparisons(found: GridPlan, download: bool) -> None:
         cell = grid.cell(one.first, one.column)
         assert cell is not None and grid.llm_judge is not None
         task = cell.config.task
-        there = not is_free(grid.llm_judge) and (download or not is_download(task.path))
+        there = not is_free(grid.llm_judge) and (download or not must_be_downloaded(task))
         questions = load_questions(get_task(task.name), task) if there else []
         found.llm_judge_requests += comparison_requests(cell.config, grid.llm_judge)
         prices.append(comparison_usd(cell.config, grid.llm_judge, questions))

@@ -14,7 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    ConfigError,
+    ExperimentConfig,
+)
 from qcrd.config.grid import Grid
 from qcrd.config.recipes import project_root, recipe_file
 from qcrd.config.sweep import Sweep
@@ -196,7 +200,7 @@ def needed_variables(made: Made, secrets: Sequence[str]) -> dict[str, str]:
         if teacher.kind == "openai" and teacher.api_key_file is None:
             where = "OpenAI" if teacher.base_url is None else f"{teacher.base_url}, where it asks for one"
             needed.setdefault(teacher.api_key_env, f"the key for {where}")
-    if any(get_task(config.task.name).NAME != "arithmetic" and config.task.path is None for config in configs):
+    if any(isinstance(config.task, BenchmarkTaskConfig) and config.task.path is None for config in configs):
         needed["QCRD_DATA"] = "the folder of the benchmarks' files, under the same path on all nodes"
     if any(config.tracking.enabled for config in configs):
         if any(config.tracking.uri is None for config in configs):

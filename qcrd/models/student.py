@@ -26,7 +26,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from qcrd.config import ScratchConfig, StudentConfig
+from qcrd.config import EncoderPairStudentConfig, ScratchSizes, StudentConfig
 from qcrd.models.batching import Ids
 from qcrd.models.packed_t5 import PackedT5
 from qcrd.models.padded_seq2seq import PaddedSeq2Seq
@@ -196,7 +196,7 @@ def _model_dropout(name: str, revision: str | None, dropout: float | None) -> di
     return {field: dropout for field in _DROPOUT_FIELDS if field in fields}
 
 
-def t5_config(scratch: ScratchConfig, vocab_size: int, pad_id: int, eos_id: int, dropout: float | None) -> T5Config:
+def t5_config(scratch: ScratchSizes, vocab_size: int, pad_id: int, eos_id: int, dropout: float) -> T5Config:
     """Sizes for a T5 with random weights."""
     config = T5Config(
         vocab_size=vocab_size,
@@ -206,7 +206,7 @@ def t5_config(scratch: ScratchConfig, vocab_size: int, pad_id: int, eos_id: int,
         num_layers=scratch.num_layers,
         num_decoder_layers=scratch.num_decoder_layers,
         num_heads=scratch.num_heads,
-        dropout_rate=scratch.dropout if dropout is None else dropout,
+        dropout_rate=dropout,
         initializer_factor=scratch.initializer_factor,
         pad_token_id=pad_id,
         eos_token_id=eos_id,
@@ -215,7 +215,7 @@ def t5_config(scratch: ScratchConfig, vocab_size: int, pad_id: int, eos_id: int,
     return config
 
 
-def _encoder_pair(config: StudentConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _encoder_pair(config: EncoderPairStudentConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Two copies of one encoder joined to an encoder-decoder (its cross attention starts at random weights)."""
     dropout = _model_dropout(config.model, config.revision, config.dropout)
     options = {f"{side}_{key}": value for side in ("encoder", "decoder") for key, value in dropout.items()}
@@ -233,7 +233,7 @@ def build_student(
     """The student at its initial weights (snapshot 0). Random weights are drawn from `seed` alone."""
     torch.manual_seed(stable_seed(seed, "student_initialisation"))
     if config.kind == "scratch":
-        t5 = t5_config(config.scratch, len(tokenizer), _pad_of(tokenizer), eos_of(tokenizer), config.dropout)
+        t5 = t5_config(config, len(tokenizer), _pad_of(tokenizer), eos_of(tokenizer), config.dropout or 0.0)
         model: PreTrainedModel = T5ForConditionalGeneration(t5)
     elif config.kind == "encoder_pair":
         model = _encoder_pair(config, tokenizer)

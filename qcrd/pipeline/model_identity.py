@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from qcrd.config import ConfigError, DiscriminatorConfig, ExperimentConfig, StudentConfig
+from qcrd.config import ConfigError, DiscriminatorConfig, ExperimentConfig, ScratchSizes, StudentConfig
 from qcrd.models.student import load_tokenizer
 from qcrd.storage.artifacts import folder_digest
 
@@ -21,29 +21,28 @@ def named_model(name: str, revision: str | None) -> dict[str, str | None]:
 
 def model_identity(model: StudentConfig | DiscriminatorConfig) -> dict[str, Any]:
     """What decides the weights that a model starts with, but for the seed."""
-    if model.kind != "scratch":
+    if not isinstance(model, ScratchSizes):
         return {"kind": model.kind, **named_model(model.model, model.revision)}
-    sizes = model.scratch
     return {
         "kind": "scratch",
-        "d_model": sizes.d_model,
-        "d_kv": sizes.d_kv,
-        "d_ff": sizes.d_ff,
-        "num_layers": sizes.num_layers,
-        "num_decoder_layers": sizes.num_decoder_layers,
-        "num_heads": sizes.num_heads,
-        "dropout": sizes.dropout,
-        "initializer_factor": sizes.initializer_factor,
-        "vocab_size": sizes.vocab_size,
-        "tokenizer": named_model(sizes.tokenizer, None) if sizes.tokenizer else None,
+        "d_model": model.d_model,
+        "d_kv": model.d_kv,
+        "d_ff": model.d_ff,
+        "num_layers": model.num_layers,
+        "num_decoder_layers": model.num_decoder_layers,
+        "num_heads": model.num_heads,
+        "dropout": model.dropout or 0.0,
+        "initializer_factor": model.initializer_factor,
+        "vocab_size": model.vocab_size,
+        "tokenizer": named_model(model.tokenizer, None) if model.tokenizer else None,
     }
 
 
 def _source(config: ExperimentConfig, part: Part) -> tuple[str, str | None, str | None]:
     """The field that names where a part's tokenizer comes from, its value, and the revision."""
     model = config.student if part == "student" else config.discriminator
-    if model.kind == "scratch":
-        return f"{part}.scratch.tokenizer", model.scratch.tokenizer, None
+    if isinstance(model, ScratchSizes):
+        return f"{part}.tokenizer", model.tokenizer, None
     return f"{part}.model", model.model, model.revision
 
 
@@ -73,6 +72,7 @@ def tokenizer_identity(config: ExperimentConfig, part: Part) -> dict[str, Any]:
     """What decides a part's tokenizer: an existing one, or the size of one that is trained."""
     _, name, revision = _source(config, part)
     if name is None:
-        assert config.student.kind == "scratch"
-        return {"vocab_size": config.student.scratch.vocab_size}
+        model = config.student if part == "student" else config.discriminator
+        assert isinstance(model, ScratchSizes)
+        return {"vocab_size": model.vocab_size}
     return {"tokenizer": named_model(name, revision)}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qcrd.config import ConfigError, GeneratorConfig, TaskConfig
+from qcrd.config import ConfigError, GeneratedTaskConfig
 from qcrd.records import Question
 from qcrd.seeding import generator
 from qcrd.tasks.base import Parser
@@ -69,38 +69,37 @@ class Step:
     result: int
 
 
-def sizes(config: TaskConfig) -> dict[str, int]:
-    """As `task.generator` says."""
-    made = config.generator
-    return {"train": made.train_size, "validation": made.validation_size, "test": made.test_size}
+def sizes(config: GeneratedTaskConfig) -> dict[str, int]:
+    """As the settings say."""
+    return {"train": config.train_size, "validation": config.validation_size, "test": config.test_size}
 
 
-def has_gold_labels(config: TaskConfig) -> bool:
+def has_gold_labels(config: GeneratedTaskConfig) -> bool:
     """Always."""
     return True
 
 
-def check(config: TaskConfig) -> None:
+def check(config: GeneratedTaskConfig) -> None:
     """Raise `ConfigError` where more problems are asked for than there are.
 
     Only half of all different problems may be asked for, so that drawing new ones stays quick.
     """
     wanted = sizes(config)
     held_out = wanted["validation"] + wanted["test"]
-    allowed = capacity(config.generator) // 2
+    allowed = capacity(config) // 2
     if wanted["train"] + held_out > allowed:
         raise ConfigError(
-            f"task.generator.train_size: {wanted['train']} is not allowed; with these steps and numbers there can be "
+            f"task.train_size: {wanted['train']} is not allowed; with these steps and numbers there can be "
             f"{allowed} problems in all, of which validation and test take {held_out}"
         )
 
 
-def source(config: TaskConfig) -> dict[str, str]:
+def source(config: GeneratedTaskConfig) -> dict[str, str]:
     """No files: the settings decide everything."""
     return {}
 
 
-def load(config: TaskConfig) -> list[Question]:
+def load(config: GeneratedTaskConfig) -> list[Question]:
     """The generated questions: train, validation, test.
 
     The test split is drawn first and the training split last, so a larger training split changes neither of the others.
@@ -151,7 +150,7 @@ def _apply(op: str, left: int, right: int) -> int:
     return left // right
 
 
-def capacity(config: GeneratorConfig) -> int:
+def capacity(config: GeneratedTaskConfig) -> int:
     """How many different problems (by `problem_key`) these settings allow."""
     largest, numbers = largest_result(config.max_number), config.max_number - SMALLEST + 1
     # Per story: none, or one of the distractors with one of the numbers in one of two places.
@@ -187,12 +186,12 @@ def _after(ways: np.ndarray, op: str, max_number: int) -> np.ndarray:
     return reached
 
 
-def _split(config: TaskConfig, split: str, taken: set[str]) -> list[Question]:
+def _split(config: GeneratedTaskConfig, split: str, taken: set[str]) -> list[Question]:
     """One split; its keys are added to `taken`."""
     rng = generator(config.seed, NAME, split)
     made: list[Question] = []
     while len(made) < sizes(config)[split]:
-        question = _draw(rng, config.generator, split, len(made))
+        question = _draw(rng, config, split, len(made))
         key = problem_key(question)
         if key not in taken:
             taken.add(key)
@@ -200,7 +199,7 @@ def _split(config: TaskConfig, split: str, taken: set[str]) -> list[Question]:
     return made
 
 
-def _draw(rng: np.random.Generator, config: GeneratorConfig, split: str, number: int) -> Question:
+def _draw(rng: np.random.Generator, config: GeneratedTaskConfig, split: str, number: int) -> Question:
     """One problem, not yet checked against the others."""
     count = int(rng.integers(config.min_steps, config.max_steps + 1))
     steps = _draw_steps(rng, count, config.max_number)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
-from qcrd.config import TaskConfig
 from qcrd.records import Question
 
 
@@ -54,7 +53,7 @@ class Task(Prompted, Protocol):
     """Further ways to read a completion, for `teacher.parser`; `task` is `parse`."""
 
     @staticmethod
-    def sizes(config: TaskConfig) -> dict[str, int]:
+    def sizes(config: Any) -> dict[str, int]:
         """Questions per split before `train_limit`: the published sizes, or those of the partial file that is used.
 
         Reads and downloads nothing.
@@ -62,12 +61,12 @@ class Task(Prompted, Protocol):
         ...
 
     @staticmethod
-    def has_gold_labels(config: TaskConfig) -> bool:
+    def has_gold_labels(config: Any) -> bool:
         """Whether the training questions have gold labels; where not, their label and answer are empty."""
         ...
 
     @staticmethod
-    def check(config: TaskConfig) -> None:
+    def check(config: Any) -> None:
         """Raise `ConfigError` that names the field where the task's file is missing or a setting cannot be.
 
         Reads and downloads nothing.
@@ -75,12 +74,12 @@ class Task(Prompted, Protocol):
         ...
 
     @staticmethod
-    def source(config: TaskConfig) -> dict[str, str]:
+    def source(config: Any) -> dict[str, str]:
         """What decides the questions' content: {name: sha256 or pinned revision}. Downloads nothing."""
         ...
 
     @staticmethod
-    def load(config: TaskConfig) -> list[Question]:
+    def load(config: Any) -> list[Question]:
         """All questions of all splits, in a fixed order, before `train_limit`."""
         ...
 

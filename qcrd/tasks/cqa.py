@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from qcrd.config import TaskConfig
+from qcrd.config import BenchmarkTaskConfig
 from qcrd.records import Question
 from qcrd.tasks.base import ParsedSample, Parser
 from qcrd.tasks.parsers import first_answer
@@ -64,22 +64,22 @@ BENCHMARK = Benchmark(
 )
 
 
-def sizes(config: TaskConfig) -> dict[str, int]:
+def sizes(config: BenchmarkTaskConfig) -> dict[str, int]:
     """The published sizes."""
     return {"train": 8766, "validation": 975, "test": 1221}
 
 
-def has_gold_labels(config: TaskConfig) -> bool:
+def has_gold_labels(config: BenchmarkTaskConfig) -> bool:
     """Always."""
     return True
 
 
-def check(config: TaskConfig) -> None:
+def check(config: BenchmarkTaskConfig) -> None:
     """Raise `ConfigError` where a file is missing."""
     check_source(BENCHMARK, config)
 
 
-def source(config: TaskConfig) -> dict[str, str]:
+def source(config: BenchmarkTaskConfig) -> dict[str, str]:
     """Digests of the rows."""
     return source_of(BENCHMARK, config)
 
@@ -91,7 +91,7 @@ def split_rows() -> dict[str, list[int]]:
     return {"train": cut[975:], "validation": cut[:975]}
 
 
-def load(config: TaskConfig) -> list[Question]:
+def load(config: BenchmarkTaskConfig) -> list[Question]:
     """The 10,962 questions: train, validation, test."""
     rows = read_part(BENCHMARK, config, "train")
     cut = [_question(rows[row], split) for split, numbers in split_rows().items() for row in numbers]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from qcrd.config import TaskConfig
+from qcrd.config import BenchmarkTaskConfig
 from qcrd.records import Question
 from qcrd.tasks.nli import (
     ANSWER_PHRASE,
@@ -93,27 +93,27 @@ BENCHMARK = Benchmark(
 )
 
 
-def sizes(config: TaskConfig) -> dict[str, int]:
+def sizes(config: BenchmarkTaskConfig) -> dict[str, int]:
     """The published sizes; of the training split that of the file that is used."""
     return {split: file_of(BENCHMARK, config, split).rows for split in BENCHMARK.files}
 
 
-def has_gold_labels(config: TaskConfig) -> bool:
+def has_gold_labels(config: BenchmarkTaskConfig) -> bool:
     """Always."""
     return True
 
 
-def check(config: TaskConfig) -> None:
+def check(config: BenchmarkTaskConfig) -> None:
     """Raise `ConfigError` where a file is missing."""
     check_source(BENCHMARK, config)
 
 
-def source(config: TaskConfig) -> dict[str, str]:
+def source(config: BenchmarkTaskConfig) -> dict[str, str]:
     """Digests of the rows; of the whole training split, those of its files."""
     return source_of(BENCHMARK, config)
 
 
-def load(config: TaskConfig) -> list[Question]:
+def load(config: BenchmarkTaskConfig) -> list[Question]:
     """The questions: train, validation, test; a question's id is its split and row."""
     return [
         question_of(f"{NAME}-{split}-{row}", split, *record)

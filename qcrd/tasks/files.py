@@ -10,7 +10,11 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from qcrd.config import ConfigError, TaskConfig
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    ConfigError,
+    TaskSettings,
+)
 from qcrd.storage.artifacts import file_digest
 
 TIMEOUT_SECONDS = 60.0
@@ -38,7 +42,12 @@ def is_download(path: str | None) -> bool:
     return path == DOWNLOAD or is_url(path)
 
 
-def check_file(config: TaskConfig, what: str, *parts: str) -> None:
+def must_be_downloaded(config: TaskSettings) -> bool:
+    """Whether a task's questions lie behind a URL."""
+    return isinstance(config, BenchmarkTaskConfig) and is_download(config.path)
+
+
+def check_file(config: BenchmarkTaskConfig, what: str, *parts: str) -> None:
     """Raise `ConfigError` where the file cannot be had; reads and downloads nothing.
 
     `what` names the file for people; `parts` is its place under the data folder.
@@ -55,7 +64,7 @@ def check_file(config: TaskConfig, what: str, *parts: str) -> None:
         )
 
 
-def data_file(config: TaskConfig, what: str, *parts: str, known_sha256: str | None = None) -> Path:
+def data_file(config: BenchmarkTaskConfig, what: str, *parts: str, known_sha256: str | None = None) -> Path:
     """The task's file on this machine, with the right checksum.
 
     `known_sha256` is the checksum of the default file; a file that `task.path` names is held to `task.sha256` alone.

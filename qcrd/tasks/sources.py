@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ConfigError, TaskConfig
+from qcrd.config import BenchmarkTaskConfig, ConfigError
 from qcrd.storage.artifacts import canonical_json, digest_of, file_digest
 from qcrd.tasks.files import DOWNLOAD, data_folder, downloaded, is_url
 
@@ -83,12 +83,12 @@ def rows_digest(records: Iterable[Record]) -> str:
     return digest.hexdigest()
 
 
-def folder_of(benchmark: Benchmark, config: TaskConfig) -> Path:
+def folder_of(benchmark: Benchmark, config: BenchmarkTaskConfig) -> Path:
     """The benchmark's folder: `task.path`, else the one under the data folder."""
     return Path(config.path) if config.path else data_folder() / benchmark.name
 
 
-def _found(benchmark: Benchmark, config: TaskConfig, part: str) -> tuple[RowFile, Path] | None:
+def _found(benchmark: Benchmark, config: BenchmarkTaskConfig, part: str) -> tuple[RowFile, Path] | None:
     """The first file of the folder that holds a part; None where there is none, or where the part is downloaded."""
     if config.path == DOWNLOAD:
         return None
@@ -100,7 +100,7 @@ def _found(benchmark: Benchmark, config: TaskConfig, part: str) -> tuple[RowFile
     return None
 
 
-def is_whole(benchmark: Benchmark, config: TaskConfig) -> bool:
+def is_whole(benchmark: Benchmark, config: BenchmarkTaskConfig) -> bool:
     """Whether a folder has every part whole, as far as names tell."""
     found = {part: _found(benchmark, config, part) for part in benchmark.files}
     return all(one is not None and one[0] is benchmark.files[part][0] for part, one in found.items())
@@ -111,7 +111,7 @@ def _advice(benchmark: Benchmark) -> str:
     return f"give a folder that holds {names} (or .gz), or '{DOWNLOAD}', or set QCRD_DATA to the folder above it"
 
 
-def check_source(benchmark: Benchmark, config: TaskConfig) -> None:
+def check_source(benchmark: Benchmark, config: BenchmarkTaskConfig) -> None:
     """Raise `ConfigError` where a part cannot be had; reads and downloads nothing."""
     if config.sha256 is not None:
         raise ConfigError(f"task.sha256: '{config.sha256}' is not allowed; {benchmark.name} knows its own checksums")
@@ -125,13 +125,13 @@ def check_source(benchmark: Benchmark, config: TaskConfig) -> None:
             raise ConfigError(f"task.path: '{path}' does not exist; {_advice(benchmark)}")
 
 
-def file_of(benchmark: Benchmark, config: TaskConfig, part: str) -> RowFile:
+def file_of(benchmark: Benchmark, config: BenchmarkTaskConfig, part: str) -> RowFile:
     """What a part will be held to: the file that the folder has, else the whole part; looks at names alone."""
     found = _found(benchmark, config, part)
     return benchmark.files[part][0] if found is None else found[0]
 
 
-def source_of(benchmark: Benchmark, config: TaskConfig) -> dict[str, str]:
+def source_of(benchmark: Benchmark, config: BenchmarkTaskConfig) -> dict[str, str]:
     """What decides the rows of each part: their digest where it is known, whatever the source; else the file's."""
     check_source(benchmark, config)
     source: dict[str, str] = {}
@@ -153,7 +153,7 @@ def _download_identity(download: Hub | Urls) -> str:
     return digest_of(list(download.files.values()))
 
 
-def read_part(benchmark: Benchmark, config: TaskConfig, part: str) -> list[Record]:
+def read_part(benchmark: Benchmark, config: BenchmarkTaskConfig, part: str) -> list[Record]:
     """The records of a part. Raises `ConfigError` where rows cannot be had, read, or are not the known ones."""
     check_source(benchmark, config)
     file = file_of(benchmark, config, part)

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from qcrd.config import ConfigError, TaskConfig
+from qcrd.config import BenchmarkTaskConfig, ConfigError
 from qcrd.records import Question
 from qcrd.storage.artifacts import file_digest
 from qcrd.tasks.base import Parser
@@ -57,29 +57,29 @@ _WHAT = "the authors' SVAMP.json"
 _FIELDS = ("ID", "Body", "Question", "Equation")
 
 
-def sizes(config: TaskConfig) -> dict[str, int]:
+def sizes(config: BenchmarkTaskConfig) -> dict[str, int]:
     """The published sizes."""
     return {"train": 720, "validation": 80, "test": 200}
 
 
-def has_gold_labels(config: TaskConfig) -> bool:
+def has_gold_labels(config: BenchmarkTaskConfig) -> bool:
     """Always."""
     return True
 
 
-def _located(config: TaskConfig) -> TaskConfig:
+def _located(config: BenchmarkTaskConfig) -> BenchmarkTaskConfig:
     """`download` as the URL and checksum that it stands for."""
     if config.path != DOWNLOAD:
         return config
     return config.model_copy(update={"path": URL, "sha256": config.sha256 or SHA256})
 
 
-def check(config: TaskConfig) -> None:
+def check(config: BenchmarkTaskConfig) -> None:
     """Raise `ConfigError` where SVAMP.json is missing."""
     check_file(_located(config), _WHAT, *_PLACE)
 
 
-def source(config: TaskConfig) -> dict[str, str]:
+def source(config: BenchmarkTaskConfig) -> dict[str, str]:
     """SHA-256 of SVAMP.json; a URL's is the configured one, so that planning downloads nothing."""
     config = _located(config)
     if is_url(config.path) and config.sha256:
@@ -99,7 +99,7 @@ def split_rows() -> dict[str, list[int]]:
     return {split: [int(row) for row in numbers] for split, numbers in rows.items()}
 
 
-def load(config: TaskConfig) -> list[Question]:
+def load(config: BenchmarkTaskConfig) -> list[Question]:
     """The 1,000 questions: train, validation, test."""
     path = data_file(_located(config), _WHAT, *_PLACE, known_sha256=SHA256)
     problems = _read(path)

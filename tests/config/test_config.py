@@ -13,13 +13,13 @@ BASE = ExperimentConfig(name="x")
 def test_overrides_are_read_by_the_fields_type():
     changes = {
         "train.learning_rate": "3e-4", "negatives.gap": "3", "discriminator.enabled": "false", "train.iteration_steps":
-        "epoch", "student.dropout": "None", "negatives.source": "none", "task.generator.max_number": 50,
+        "epoch", "student.dropout": "None", "negatives.source": "none", "task.max_number": 50,
     }  # fmt: skip
     config = with_overrides(BASE, changes)
     assert config.train.learning_rate == 3e-4 and config.negatives.gap == 3
     assert config.discriminator.enabled is False and config.train.iteration_steps == "epoch"
     assert config.student.dropout is None and config.negatives.source == "none"
-    assert config.task.generator.max_number == 50
+    assert config.task.max_number == 50
     assert BASE.negatives.gap == 5
 
 
@@ -39,7 +39,7 @@ def test_overrides_are_read_by_the_fields_type():
         ({"loss.scheme": "best"}, "loss.scheme", "'best'", "'minmax', 'maxmin', 'sampling'"),
         ({"train.iteration_steps": "0"}, "train.iteration_steps", "'0'", "greater than 0"),
         ({"name": "a b"}, "name", "'a b'", "pattern"),
-        ({"task.generator.min_steps": "3", "task.generator.max_steps": "2"}, "task.generator.min_steps", "3", "most"),
+        ({"task.min_steps": "3", "task.max_steps": "2"}, "task.min_steps", "3", "most"),
         ({"teacher.kind": "imported"}, "teacher.imported.path", "None", "needs a file"),
         ({"teacher.base_url": "http://me:pw@host/v1"}, "teacher.base_url", "a name, password or query", "key"),
         ({"teacher.mode": "batch", "teacher.kind": "vllm"}, "teacher.mode", "'batch'", "only with openai"),
@@ -75,7 +75,7 @@ def test_a_pass_is_never_larger_than_a_workers_share():
 def test_configs_are_frozen_and_flat_names_are_dotted():
     with pytest.raises(ValueError, match="frozen"):
         BASE.seed = 1  # pyright: ignore[reportAttributeAccessIssue]
-    assert flatten(BASE)["task.generator.train_size"] == 2000
+    assert flatten(BASE)["task.train_size"] == 2000
 
 
 def test_defaults_are_the_papers():

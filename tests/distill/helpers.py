@@ -17,7 +17,10 @@ from transformers import (
 )
 from transformers.models.t5.modeling_t5 import T5LayerNorm
 
-from qcrd.config import ScratchConfig, StudentConfig
+from qcrd.config import (
+    ScratchStudentConfig,
+    StudentConfig,
+)
 from qcrd.distill.step import QuestionBatch
 from qcrd.models.student import (
     Student,
@@ -42,8 +45,10 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def tiny_config(dtype: str = "float64", dropout: float = 0.0) -> StudentConfig:
-    scratch = ScratchConfig(d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
-    return StudentConfig(kind="scratch", scratch=scratch, dropout=dropout, dtype=dtype)  # pyright: ignore[reportArgumentType]
+    return ScratchStudentConfig(
+        d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2,
+        dropout=dropout, dtype=dtype,  # pyright: ignore[reportArgumentType]
+    )  # fmt: skip
 
 
 def tiny_student(dtype: str = "float64", dropout: float = 0.0, seed: int = 0) -> Student:

@@ -5,7 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from qcrd.config import DiscriminatorConfig, ScratchConfig
+from qcrd.config import (
+    PretrainedDiscriminatorConfig,
+    ScratchDiscriminatorConfig,
+)
 from qcrd.distill.discriminator import (
     QuestionRationales,
     build_discriminator,
@@ -16,10 +19,10 @@ from qcrd.distill.discriminator import (
 from qcrd.distill.discriminator_training import HeldOut, augment, pretrain, split_held_out
 from tests.distill.helpers import TEXTS
 
-SCRATCH = ScratchConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-CONFIG = DiscriminatorConfig(
-    kind="scratch", scratch=SCRATCH, learning_rate=5e-3, max_steps=60, eval_every=20, batch_questions=4
-)
+CONFIG = ScratchDiscriminatorConfig(
+    d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2,
+    learning_rate=5e-3, max_steps=60, eval_every=20, batch_questions=4,
+)  # fmt: skip
 CPU = torch.device("cpu")
 
 
@@ -100,7 +103,7 @@ def test_a_pretrained_seq2seq_gives_its_encoder(tmp_path: Path):
 
     tiny_student("float32").model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    discriminator = build_discriminator(DiscriminatorConfig(model=str(tmp_path)), [], CPU)
+    discriminator = build_discriminator(PretrainedDiscriminatorConfig(model=str(tmp_path)), [], CPU)
     assert 0 < discriminator.score([(TEXTS[0], TEXTS[1])])[0] < 1
 
 

@@ -31,14 +31,14 @@ def config_of(**changes: Any) -> ExperimentConfig:
     base = ExperimentConfig.model_validate(
         {
             "name": "tiny",
-            "task": {"generator": {"train_size": 20, "validation_size": 6, "test_size": 6, "max_steps": 1}},
+            "task": {"train_size": 20, "validation_size": 6, "test_size": 6, "max_steps": 1},
             "teacher": {"kind": "simulated", "num_samples": 3, "simulated": {"error_rate": 0.4}},
             "rationales": {"num_samples": 3},
             "student": {
-                "kind": "scratch", "scratch": {**SIZES, "dropout": 0.1}, "max_label_tokens": 10,
+                "kind": "scratch", **SIZES, "dropout": 0.1, "max_label_tokens": 10,
                 "max_target_tokens": 32,
             },
-            "discriminator": {"kind": "scratch", "scratch": SIZES, "update_steps": 2, "batch_questions": 4},
+            "discriminator": {"kind": "scratch", **SIZES, "update_steps": 2, "batch_questions": 4},
             "negatives": {"gap": 2, "max_new_tokens": 8},
             "loss": {"margin": 9.0},
             "train": {

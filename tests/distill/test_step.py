@@ -6,7 +6,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from qcrd.config import LossConfig, ScratchConfig, StudentConfig
+from qcrd.config import (
+    LossConfig,
+    ScratchStudentConfig,
+)
 from qcrd.distill.losses import IGNORED
 from qcrd.distill.step import QuestionBatch, finetune_step, qcrd_step
 from qcrd.models.batching import padded_inputs
@@ -79,8 +82,9 @@ def test_scoring_switches_only_the_decoders_dropout_off():
 
 def test_dropout_is_where_transformers_has_it():
     """Over many draws the mean loss with dropout is that of transformers' own model, and far from that without."""
-    scratch = ScratchConfig(d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
-    config = StudentConfig(kind="scratch", scratch=scratch, dropout=0.3)
+    config = ScratchStudentConfig(
+        d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2, dropout=0.3
+    )
     student, data = build_student(config, TOKENIZER, 0, torch.device("cpu")), question_batch()
     label = torch.nn.utils.rnn.pad_sequence([torch.tensor(r) for r in data.label_ids], True, IGNORED)
     ids, mask = padded_inputs(data.predict_ids, 0, student.device)

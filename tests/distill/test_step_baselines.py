@@ -10,7 +10,11 @@ from transformers import PreTrainedModel
 
 from experiments.benchmarks import step_counts as counts
 from experiments.benchmarks.step_baselines import ReferenceModel, naive_qcrd_loss, padded_scores, reference_dss_loss
-from qcrd.config import DiscriminatorConfig, LossConfig, ScratchConfig
+from qcrd.config import (
+    LossConfig,
+    ScratchDiscriminatorConfig,
+    ScratchSizes,
+)
 from qcrd.distill.discriminator import build_discriminator
 from qcrd.distill.step import QuestionBatch, step_loss
 from tests.distill.helpers import NEGATIVES, QUESTIONS, question_batch, tiny_student, tiny_tokenizer
@@ -59,7 +63,7 @@ def test_reference_dss_equals_our_step_in_loss_and_every_gradient():
 
 
 def test_counted_operations_are_those_of_the_linear_layers():
-    sizes = ScratchConfig(d_model=2, d_kv=3, d_ff=5, num_layers=1, num_decoder_layers=2, num_heads=1)
+    sizes = ScratchSizes(d_model=2, d_kv=3, d_ff=5, num_layers=1, num_decoder_layers=2, num_heads=1)
     costs = counts.TokenCosts.of(sizes, vocabulary=7)
     attention, feed_forward = 2 * 3, 2 * 2 * 5
     assert costs == counts.TokenCosts(4 * attention + feed_forward, 2 * (6 * attention + feed_forward), 24, 14)
@@ -79,8 +83,7 @@ def test_counted_operations_are_those_of_the_linear_layers():
 
 
 def test_padded_scores_are_the_discriminators():
-    scratch = ScratchConfig(d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
-    config = DiscriminatorConfig(kind="scratch", scratch=scratch)
+    config = ScratchDiscriminatorConfig(d_model=16, d_kv=4, d_ff=24, num_layers=2, num_decoder_layers=2, num_heads=2)
     discriminator = build_discriminator(config, [*QUESTIONS, "8 + 3 = 11 apples."], torch.device("cpu"))
     pairs = [(question, text) for question, own in zip(QUESTIONS, NEGATIVES, strict=True) for text in own]
     assert padded_scores(discriminator, pairs).tolist() == pytest.approx(discriminator.score(pairs), rel=1e-5)

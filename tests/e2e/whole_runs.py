@@ -14,8 +14,8 @@ from qcrd.storage.artifacts import file_digest
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = [
-    "task.generator.train_size=48", "task.generator.validation_size=12", "task.generator.test_size=12",
-    "student.scratch.d_model=32", "student.scratch.d_ff=64", "discriminator.max_steps=20",
+    "task.train_size=48", "task.validation_size=12", "task.test_size=12",
+    "student.d_model=32", "student.d_ff=64", "discriminator.max_steps=20",
     "discriminator.eval_every=10",
     "train.steps=60", "train.iteration_steps=15", "train.global_batch_size=8", "discriminator.update_steps=2",
     "checkpoint.keep=2", "resources.threads=1",

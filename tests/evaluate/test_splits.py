@@ -26,10 +26,10 @@ SPLITS = ("train", "validation", "test")
 def config_of(*splits: str, **changes: Any) -> ExperimentConfig:
     data: dict[str, Any] = {
         "name": "x",
-        "task": {"generator": {"train_size": 6, "validation_size": 4, "test_size": 5}, "train_limit": None},
+        "task": {"train_size": 6, "validation_size": 4, "test_size": 5, "train_limit": None},
         "teacher": {"kind": "simulated", "num_samples": 2, **({"splits": splits} if splits else {})},
         "rationales": {"num_samples": 2},
-        "student": {"kind": "scratch", "scratch": {"vocab_size": 200}},
+        "student": {"kind": "scratch", "vocab_size": 200},
     }
     return ExperimentConfig.model_validate(data | changes)
 

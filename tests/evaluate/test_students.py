@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from qcrd.config import DiscriminatorConfig, ExperimentConfig, ScratchConfig
+from qcrd.config import (
+    ExperimentConfig,
+    ScratchDiscriminatorConfig,
+)
 from qcrd.distill.discriminator import build_discriminator, load_discriminator, save_discriminator
 from qcrd.evaluate.students import drawn, evaluate_students
 from qcrd.records import Example, Explanation, Prediction, Question, Rationale, Score, read_rows, write_rows
@@ -65,8 +68,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (found["discriminator"] / "held_out.json").write_text(json.dumps(["train-0", "train-4"]))
     for seed, name in enumerate(("initial", "best", "last")):
         write_student(found["student"] / name, seed)
-    sizes = ScratchConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
-    discriminator = build_discriminator(DiscriminatorConfig(kind="scratch", scratch=sizes), TEXTS, torch.device("cpu"))
+    config = ScratchDiscriminatorConfig(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+    discriminator = build_discriminator(config, TEXTS, torch.device("cpu"))
     save_discriminator(discriminator, found["student"] / "discriminator")
     return found
 

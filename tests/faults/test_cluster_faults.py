@@ -35,7 +35,7 @@ def asking(server: Server, questions: int, concurrency: int) -> list[str]:
     return [
         *command(Path()), "tracking.enabled=False", "method=dss", "train.steps=10", "train.iteration_steps=5",
         "teacher.kind=openai", f"teacher.base_url={server.base_url}", "teacher.model=loopback",
-        f"task.generator.train_size={questions}",
+        f"task.train_size={questions}",
         f"teacher.concurrency={concurrency}", "teacher.actors=4", "teacher.flush_seconds=1", "task.train_limit=None",
     ]  # fmt: skip
 

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.faults
 ITERATION_STEPS = 10
 SETTINGS = [
     *TINY, f"train.iteration_steps={ITERATION_STEPS}", "train.steps=300", "loss.margin=12", "checkpoint.keep=1",
-    "task.generator.validation_size=200", "evaluation.batch_size=20", "resources.threads=1",
+    "task.validation_size=200", "evaluation.batch_size=20", "resources.threads=1",
     "resources.max_failures=30",
 ]  # fmt: skip
 TWO_WORKERS = ["resources.workers=2", "negatives.placement=async"]

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import GeneratorConfig, TaskConfig
+from qcrd.config import (
+    GeneratedTaskConfig,
+)
 from qcrd.distill.discriminator_training import split_held_out
 from qcrd.distill.schedule import Schedule
 from qcrd.evaluate.students import drawn
@@ -84,7 +86,7 @@ def test_held_out_and_explained_questions_are_what_they_were():
 
 def test_generated_questions_and_simulated_replies_are_what_they_were():
     task = get_task("arithmetic")
-    config = TaskConfig(name="arithmetic", generator=GeneratorConfig(train_size=30, validation_size=2, test_size=2))
+    config = GeneratedTaskConfig(train_size=30, validation_size=2, test_size=2)
     questions = load_questions(task, config)
     assert [one.text for one in questions[:3]] == USES["arithmetic 30 2 2, first texts"]
     kept = [one.id for one in load_questions(task, config, 5) if one.split == "train"]

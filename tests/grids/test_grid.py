@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import ray
 from pydantic import ValidationError
+from qcrd.pipeline.stages_of import Stage, StageRun
 from rich.console import Console
 
 from experiments import (
@@ -33,7 +34,6 @@ from qcrd.grids.plan import plan_grid
 from qcrd.grids.run import grid_key, jobs_of
 from qcrd.pipeline import run as pipeline
 from qcrd.pipeline.run import Options, fixed_recipe, plan_whole
-from qcrd.pipeline.stages_of import Stage, StageRun
 from qcrd.records import Explanation, Prediction, Question, Score
 from qcrd.report.grid.data import CellResult
 from qcrd.tasks import get_task, load_questions

@@ -38,7 +38,7 @@ def config_of(
         {
             "name": "x",
             "output": str(folder),
-            "task": {"generator": made, "train_limit": None},
+            "task": {**made, "train_limit": None},
             "teacher": {
                 "base_url": server.base_url, "model": "m", "num_samples": samples, "concurrency": concurrency,
                 "samples_per_request": 1, **teacher,

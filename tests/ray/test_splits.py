@@ -32,10 +32,10 @@ def test_the_training_set_and_the_discriminator_are_the_same_whoever_else_is_ask
     for name, splits in (("few", ("train",)), ("all", SPLITS)):
         config = run_stages(
             tmp_path / name, *(stages if name == "all" else stages[:-1]),
-            task={"generator": {"train_size": 40, "validation_size": 10, "test_size": 10}, "train_limit": None},
+            task={"train_size": 40, "validation_size": 10, "test_size": 10, "train_limit": None},
             teacher={"kind": "simulated", "num_samples": 3, "splits": splits}, rationales={"num_samples": 3},
             student={"kind": "scratch"},
-            discriminator={"kind": "scratch", "scratch": sizes, "max_steps": 6, "eval_every": 3},
+            discriminator={"kind": "scratch", **sizes, "max_steps": 6, "eval_every": 3},
             resources={"device": "cpu", "threads": 1},
         )  # fmt: skip
     few, more = tmp_path / "few", tmp_path / "all"

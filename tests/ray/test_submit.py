@@ -35,8 +35,8 @@ RECIPE = "experiments/quickstart.py"
 KEY = "sk-of-nobody-0123456789abcdef"
 TOKEN = "c0ffee" * 8
 TINY = [
-    "method=finetune", "task.generator.train_size=48", "task.generator.validation_size=12",
-    "task.generator.test_size=12", "student.scratch.d_model=32", "student.scratch.d_ff=64", "train.steps=20",
+    "method=finetune", "task.train_size=48", "task.validation_size=12",
+    "task.test_size=12", "student.d_model=32", "student.d_ff=64", "train.steps=20",
     "train.iteration_steps=10", "train.global_batch_size=8", "evaluation.explained_questions=2",
     "tracking.enabled=False", "resources.threads=1",
 ]  # fmt: skip

@@ -33,8 +33,8 @@ from qcrd.sweeps.seeds import SeedJob, train_seeds
 
 pytestmark = pytest.mark.usefixtures("ray_started")
 TINY = {
-    "method": "finetune", "task.generator.train_size": 48, "task.generator.validation_size": 12,
-    "task.generator.test_size": 12, "student.scratch.d_model": 32, "student.scratch.d_ff": 64, "train.steps": 40,
+    "method": "finetune", "task.train_size": 48, "task.validation_size": 12,
+    "task.test_size": 12, "student.d_model": 32, "student.d_ff": 64, "train.steps": 40,
     "train.iteration_steps": 10, "train.global_batch_size": 8, "evaluation.explained_questions": 2,
     "tracking.enabled": False, "resources.threads": 1,
 }  # fmt: skip
@@ -263,7 +263,7 @@ def test_losers_of_a_population_go_on_from_winners_and_the_best_is_tested(tmp_pa
     rate, steps = "train.learning_rate", 120
     learnable = smoke("smoke", {
         "method": "finetune", "output": str(tmp_path), "tracking.enabled": False, "train.steps": steps,
-        "task.generator.test_size": 20, "evaluation.explained_questions": 2,
+        "task.test_size": 20, "evaluation.explained_questions": 2,
     })  # fmt: skip
     sweep = Sweep(
         name="population", title="a population", base=learnable, scheduler="pbt", perturb=(rate,), perturb_iterations=2,

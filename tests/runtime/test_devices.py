@@ -77,7 +77,7 @@ def test_killed_and_resumed_ends_in_the_same_bits(
     gpu_config: ExperimentConfig, tmp_path: Path, sizes: dict[str, int], dtype: str
 ):
     config = with_overrides(
-        gpu_config, {"student.dtype": dtype, **{f"student.scratch.{name}": str(n) for name, n in sizes.items()}}
+        gpu_config, {"student.dtype": dtype, **{f"student.{name}": str(n) for name, n in sizes.items()}}
     )
     data: TrainingData = data_of(config, tmp_path)
     whole = train(config, data, tmp_path / "whole", device="cuda")

@@ -8,16 +8,16 @@ from collections import Counter
 
 import pytest
 
-from qcrd.config import ConfigError, GeneratorConfig, TaskConfig
+from qcrd.config import ConfigError, GeneratedTaskConfig
 from qcrd.records import Question
 from qcrd.tasks import arithmetic
 from qcrd.tasks.equations import evaluate
 from qcrd.tasks.stories import DISTRACTORS, EVENTS, NAMES, OBJECTS, QUESTIONS, STARTS, STORIES
 
 
-def config(seed: int = 0, **generator: int) -> TaskConfig:
+def config(seed: int = 0, **generator: int) -> GeneratedTaskConfig:
     small = {"train_size": 300, "validation_size": 60, "test_size": 90}
-    return TaskConfig(seed=seed, generator=GeneratorConfig.model_validate({**small, **generator}))
+    return GeneratedTaskConfig.model_validate({"seed": seed, **small, **generator})
 
 
 def test_every_question_is_whole_and_right() -> None:
@@ -54,9 +54,9 @@ def test_steps_and_operators_are_as_asked(steps: int) -> None:
 
 def test_no_problem_occurs_twice() -> None:
     """Neither in one split nor in two, with names and objects blanked; also where a quarter of all are drawn."""
-    made = GeneratorConfig(max_steps=1, max_number=5)
+    made = GeneratedTaskConfig(max_steps=1, max_number=5)
     full = made.model_copy(update={"train_size": arithmetic.capacity(made) // 4 - 600})
-    for settings in (config(), TaskConfig(generator=full)):
+    for settings in (config(), full):
         questions = arithmetic.load(settings)
         keys = [arithmetic.problem_key(question) for question in questions]
         assert len(set(keys)) == len(keys)
@@ -87,8 +87,8 @@ def test_a_larger_training_split_leaves_the_others_as_they_are() -> None:
 
 def test_too_many_problems_is_an_error_with_the_number_there_can_be() -> None:
     settings = config(max_steps=1, max_number=5, train_size=10_000)
-    allowed = arithmetic.capacity(settings.generator) // 2
-    with pytest.raises(ConfigError, match=rf"^task\.generator\.train_size: 10000 .* {allowed} problems .* take 150$"):
+    allowed = arithmetic.capacity(settings) // 2
+    with pytest.raises(ConfigError, match=rf"^task\.train_size: 10000 .* {allowed} problems .* take 150$"):
         arithmetic.check(settings)
     with pytest.raises(ConfigError):
         arithmetic.load(settings)
@@ -102,7 +102,7 @@ def test_capacity_by_hand() -> None:
     stories = {operator: 2 * len(STORIES[operator]) for operator in "+-*/"}
     plain = 16 * stories["+"] + 6 * stories["-"] + 16 * stories["*"] + stories["/"]
     dressed = plain * (1 + len(DISTRACTORS) * 4 * 2)
-    assert arithmetic.capacity(GeneratorConfig(max_steps=1, max_number=5)) == dressed
+    assert arithmetic.capacity(GeneratedTaskConfig(max_steps=1, max_number=5)) == dressed
 
 
 def test_the_language_is_small_and_names_are_only_slots() -> None:

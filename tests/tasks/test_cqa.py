@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.config import TaskConfig
+from qcrd.config import (
+    BenchmarkTaskConfig,
+)
 from qcrd.records import Question
 from qcrd.tasks import cqa
 from qcrd.tasks.base import ParsedSample
@@ -38,10 +40,10 @@ def test_splits_are_those_of_dss(shared_data: Path, monkeypatch: pytest.MonkeyPa
         "validation": [train[row]["id"] for row in cut["valid"]],
         "test": [row["id"] for row in test],
     }
-    questions = cqa.load(TaskConfig(name="cqa"))
+    questions = cqa.load(BenchmarkTaskConfig(name="cqa"))
     for split, ids in expected.items():
         assert [question.id for question in questions if question.split == split] == ids
-        assert len(ids) == cqa.sizes(TaskConfig())[split]
+        assert len(ids) == cqa.sizes(BenchmarkTaskConfig(name="cqa"))[split]
     by_id = {question.id: question for question in questions}
     assert len(by_id) == 10_962
     for row in (*train, *test):
@@ -53,7 +55,7 @@ def test_splits_are_those_of_dss(shared_data: Path, monkeypatch: pytest.MonkeyPa
 
 def test_source_is_the_digest_of_the_rows(shared_data: Path) -> None:
     expected = {"cqa_train.json": cqa.SHA256["train"], "cqa_test.json": cqa.SHA256["test"]}
-    assert cqa.source(TaskConfig(path=str(shared_data / "cqa"))) == expected == cqa.source(TaskConfig(path="download"))
+    assert cqa.source(BenchmarkTaskConfig(name="cqa", path=str(shared_data / "cqa"))) == expected == cqa.source(BenchmarkTaskConfig(name="cqa", path="download"))
 
 
 @pytest.mark.parametrize(

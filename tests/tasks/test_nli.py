@@ -12,7 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.config import ConfigError, TaskConfig
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    ConfigError,
+)
 from qcrd.records import Question
 from qcrd.tasks import anli1, esnli, nli
 from qcrd.tasks.base import ParsedSample
@@ -28,7 +31,7 @@ def data(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_esnli_with_the_first_rows_as_training_split(data: Path) -> None:
-    config = TaskConfig(name="esnli")
+    config = BenchmarkTaskConfig(name="esnli")
     questions = esnli.load(config)
     assert Counter(question.split for question in questions) == esnli.sizes(config)
     assert esnli.sizes(config) == {"train": 10_000, "validation": 9842, "test": 9824}
@@ -44,7 +47,7 @@ def test_esnli_with_the_first_rows_as_training_split(data: Path) -> None:
 
 
 def test_anli1_without_gold_labels(data: Path) -> None:
-    config = TaskConfig(name="anli1")
+    config = BenchmarkTaskConfig(name="anli1")
     assert anli1.sizes(config) == {"train": 9950, "validation": 1000, "test": 1000}
     assert not anli1.has_gold_labels(config) and esnli.has_gold_labels(config)
     questions = anli1.load(config)
@@ -57,13 +60,13 @@ def test_anli1_without_gold_labels(data: Path) -> None:
 
 
 def test_sources(data: Path) -> None:
-    assert esnli.source(TaskConfig()) == {
+    assert esnli.source(BenchmarkTaskConfig(name="esnli")) == {
         "esnli_train_first10000.csv": esnli.SHA256["first_10000"],
         "esnli_valid.json": esnli.SHA256["validation"],
         "esnli_test.json": esnli.SHA256["test"],
     }
-    assert anli1.source(TaskConfig())["anli1_train_recovered_nogold.jsonl"] == anli1.SHA256["train_without_gold"]
-    online = TaskConfig(path="download")
+    assert anli1.source(BenchmarkTaskConfig(name="esnli"))["anli1_train_recovered_nogold.jsonl"] == anli1.SHA256["train_without_gold"]
+    online = BenchmarkTaskConfig(name="esnli", path="download")
     assert esnli.sizes(online)["train"] == 549_367 and anli1.sizes(online)["train"] == 16_946
     assert anli1.has_gold_labels(online)
     assert anli1.source(online) == {
@@ -77,7 +80,7 @@ def test_the_whole_training_file_comes_first_and_must_be_whole(data: Path, tmp_p
     for name in ("anli1_valid.json.gz", "anli1_test.json.gz", "anli1_train_recovered_nogold.jsonl.gz"):
         shutil.copy(data / "anli1" / name, tmp_path)
     shutil.copy(data / "anli1" / "anli1_valid.json.gz", tmp_path / "anli1_train.json.gz")
-    config = TaskConfig(path=str(tmp_path))
+    config = BenchmarkTaskConfig(name="esnli", path=str(tmp_path))
     assert anli1.sizes(config)["train"] == 16_946 and anli1.has_gold_labels(config)
     with pytest.raises(ConfigError, match=r"^task\.path: .*anli1_train\.json\.gz' has 1000 rows of train; it should"):
         anli1.load(config)

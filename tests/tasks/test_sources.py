@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.config import ConfigError, TaskConfig
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    ConfigError,
+)
 from qcrd.storage.artifacts import file_digest
 from qcrd.tasks.sources import (
     Benchmark,
@@ -60,12 +63,12 @@ def test_the_digest_is_of_the_records_in_order() -> None:
 
 
 def test_the_first_file_that_is_there_is_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    toy, config = benchmark(), TaskConfig(path=str(folder))
+    toy, config = benchmark(), BenchmarkTaskConfig(name="x", path=str(folder))
     assert file_of(toy, config, "train") == RowFile("toy_first.csv", 2, DIGEST, has_gold_labels=False)
     assert read_part(toy, config, "train") == read_part(toy, config, "test") == RECORDS
     assert source_of(toy, config) == {"toy_first.csv": DIGEST, "toy_test.json": DIGEST}
     monkeypatch.setenv("QCRD_DATA", str(folder.parent))
-    assert read_part(toy, TaskConfig(), "test") == RECORDS
+    assert read_part(toy, BenchmarkTaskConfig(name="x"), "test") == RECORDS
     whole = folder / "toy_train.json"
     whole.write_bytes(lines([*ROWS, {"q": "three"}]))
     assert read_part(toy, config, "train") == [*RECORDS, ["three"]]
@@ -90,7 +93,7 @@ def test_other_rows_are_refused(content: bytes, message: str, suffix: str, folde
     path = folder / f"toy_test.json{suffix}"
     path.write_bytes(gzip.compress(content) if suffix else content)
     with pytest.raises(ConfigError) as caught:
-        read_part(benchmark(), TaskConfig(path=str(folder)), "test")
+        read_part(benchmark(), BenchmarkTaskConfig(name="x", path=str(folder)), "test")
     assert message in str(caught.value) and str(caught.value).startswith(f"task.path: '{path}'")
     assert "\n" not in str(caught.value)
 
@@ -100,22 +103,22 @@ def test_a_broken_gzip_file_is_refused(folder: Path) -> None:
     for content in (b"no gzip", path.read_bytes()[:30]):
         path.write_bytes(content)
         with pytest.raises(ConfigError, match=r"^task\.path: .*toy_test\.json\.gz', row . of test: "):
-            read_part(benchmark(), TaskConfig(path=str(folder)), "test")
+            read_part(benchmark(), BenchmarkTaskConfig(name="x", path=str(folder)), "test")
 
 
 def test_a_missing_file_says_what_to_do(folder: Path) -> None:
     (folder / "toy_test.json.gz").unlink()
     for call in (check_source, source_of):
         with pytest.raises(ConfigError) as caught:
-            call(benchmark(), TaskConfig(path=str(folder)))
+            call(benchmark(), BenchmarkTaskConfig(name="x", path=str(folder)))
         assert str(caught.value) == (
             f"task.path: '{folder}/toy_test.json' does not exist; give a folder that holds toy_train.json, "
             "toy_test.json (or .gz), or 'download', or set QCRD_DATA to the folder above it"
         )
     with pytest.raises(ConfigError, match=r"^task\.path: 'https://x/y\.json' is not allowed, these are several "):
-        check_source(benchmark(), TaskConfig(path="https://x/y.json"))
+        check_source(benchmark(), BenchmarkTaskConfig(name="x", path="https://x/y.json"))
     with pytest.raises(ConfigError, match=r"^task\.sha256: '0+' is not allowed; toy knows its own checksums$"):
-        check_source(benchmark(), TaskConfig(path=str(folder), sha256="0" * 64))
+        check_source(benchmark(), BenchmarkTaskConfig(name="x", path=str(folder), sha256="0" * 64))
 
 
 def test_files_of_urls_follow_each_other(site, folder: Path) -> None:
@@ -124,7 +127,7 @@ def test_files_of_urls_follow_each_other(site, folder: Path) -> None:
         (site.folder / name).write_text(text)
     files = {f"{site.url}/{name}": hashlib.sha256(text.encode()).hexdigest() for name, text in parts.items()}
     toy = benchmark(train=Urls(files, {"Sentence": "q"}), test=Urls(files, {"Sentence": "q"}))
-    config = TaskConfig(path="download")
+    config = BenchmarkTaskConfig(name="x", path="download")
     check_source(toy, config)
     source = source_of(toy, config)
     assert list(source) == ["toy_train.json", "toy_test.json"] and source["toy_test.json"] == DIGEST
@@ -147,7 +150,7 @@ def test_rows_of_the_datasets_library(tmp_path: Path, monkeypatch: pytest.Monkey
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "test.jsonl").write_bytes(lines(ROWS))
     toy = benchmark(test=Hub(str(tmp_path / "data"), None, "test", "main"))
-    assert read_part(toy, TaskConfig(path="download"), "test") == RECORDS
+    assert read_part(toy, BenchmarkTaskConfig(name="x", path="download"), "test") == RECORDS
 
 
 def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,7 +161,7 @@ def test_the_hub_offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub = Hub("nobody/nothing", None, "train", "0123abc")
     toy = replace(benchmark(), downloads={"train": hub, "test": hub})
-    config = TaskConfig(path="download")
+    config = BenchmarkTaskConfig(name="x", path="download")
     assert source_of(toy, config) == {"toy_train.json": "nobody/nothing@0123abc", "toy_test.json": DIGEST}
     with pytest.raises(ConfigError) as caught:
         read_part(toy, config, "test")

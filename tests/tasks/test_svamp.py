@@ -8,7 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.config import ConfigError, TaskConfig
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    ConfigError,
+)
 from qcrd.storage.artifacts import file_digest
 from qcrd.tasks import svamp
 
@@ -36,16 +39,16 @@ def test_splits_are_those_of_dss(original: Path) -> None:
         "validation": [train[row] for row in cut["valid"]],
         "test": test,
     }
-    questions = svamp.load(TaskConfig(name="svamp"))
+    questions = svamp.load(BenchmarkTaskConfig(name="svamp"))
     assert len(questions) == 1000 and len({question.id for question in questions}) == 1000
     for split, rows in expected.items():
         mine = [question for question in questions if question.split == split]
-        assert len(mine) == svamp.sizes(TaskConfig())[split]
+        assert len(mine) == svamp.sizes(BenchmarkTaskConfig(name="svamp"))[split]
         assert [{"input": question.text, "label": question.label} for question in mine] == rows
 
 
 def test_a_question_and_its_answer(original: Path) -> None:
-    questions = {question.id: question for question in svamp.load(TaskConfig(name="svamp"))}
+    questions = {question.id: question for question in svamp.load(BenchmarkTaskConfig(name="svamp"))}
     first = questions["chal-1"]
     assert first.text.endswith("25 dollars on each pack\nHow much do you have to pay to buy each pack?")
     assert (first.label, first.answer, first.facts) == ("( 76.0 - 25.0 )", "51", "")
@@ -58,11 +61,11 @@ def test_a_question_and_its_answer(original: Path) -> None:
 def test_order_needs_no_file() -> None:
     rows = svamp.split_rows()
     assert sorted(row for split in rows.values() for row in split) == list(range(1000))
-    assert {split: len(numbers) for split, numbers in rows.items()} == svamp.sizes(TaskConfig())
+    assert {split: len(numbers) for split, numbers in rows.items()} == svamp.sizes(BenchmarkTaskConfig(name="svamp"))
 
 
 def test_source_is_the_checksum(original: Path) -> None:
-    assert svamp.source(TaskConfig()) == {"SVAMP.json": svamp.SHA256} == {"SVAMP.json": file_digest(original)}
+    assert svamp.source(BenchmarkTaskConfig(name="svamp")) == {"SVAMP.json": svamp.SHA256} == {"SVAMP.json": file_digest(original)}
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,7 +75,7 @@ def test_a_missing_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.Monk
         shown = path or tmp_path / "svamp" / "SVAMP.json"
         for call in (svamp.check, svamp.load, svamp.source):
             with pytest.raises(ConfigError) as caught:
-                call(TaskConfig(name="svamp", path=path))
+                call(BenchmarkTaskConfig(name="svamp", path=path))
             assert str(caught.value) == f"task.path: '{shown}' does not exist; {advice}"
 
 
@@ -80,12 +83,12 @@ def test_a_changed_file_is_refused(original: Path, tmp_path: Path, monkeypatch: 
     changed = tmp_path / "svamp" / "SVAMP.json"
     changed.parent.mkdir()
     changed.write_text(original.read_text() + "\n")
-    assert len(svamp.load(TaskConfig(path=str(changed)))) == 1000
+    assert len(svamp.load(BenchmarkTaskConfig(name="svamp", path=str(changed)))) == 1000
     with pytest.raises(ConfigError, match=r"^task\.path: .* has the sha256 .*; it should be "):
-        svamp.load(TaskConfig(path=str(changed), sha256=svamp.SHA256))
+        svamp.load(BenchmarkTaskConfig(name="svamp", path=str(changed), sha256=svamp.SHA256))
     monkeypatch.setenv("QCRD_DATA", str(tmp_path))
     with pytest.raises(ConfigError, match=r"^task\.path: .* has the sha256 "):
-        svamp.load(TaskConfig())
+        svamp.load(BenchmarkTaskConfig(name="svamp"))
 
 
 @pytest.mark.parametrize("content", ["{", "[]", json.dumps([{"ID": "a"}] * 1000), "[1, 2]"])
@@ -93,11 +96,11 @@ def test_a_file_of_another_kind_is_refused(content: str, tmp_path: Path) -> None
     path = tmp_path / "file.json"
     path.write_text(content)
     with pytest.raises(ConfigError, match=r"^task\.path: .*give the authors' SVAMP\.json$"):
-        svamp.load(TaskConfig(path=str(path)))
+        svamp.load(BenchmarkTaskConfig(name="svamp", path=str(path)))
 
 
 def test_a_url_is_downloaded_once(served: str, tmp_path: Path) -> None:
-    config = TaskConfig(path=served, sha256=svamp.SHA256)
+    config = BenchmarkTaskConfig(name="svamp", path=served, sha256=svamp.SHA256)
     svamp.check(config)
     assert svamp.source(config) == {"SVAMP.json": svamp.SHA256}
     assert not (tmp_path / "cache").exists()
@@ -108,7 +111,7 @@ def test_a_url_is_downloaded_once(served: str, tmp_path: Path) -> None:
 
 
 def test_download_is_the_authors_file(served: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = TaskConfig(path="download")
+    config = BenchmarkTaskConfig(name="svamp", path="download")
     svamp.check(config)
     assert svamp.source(config) == {"SVAMP.json": svamp.SHA256}
     monkeypatch.setattr(svamp, "URL", served)
@@ -117,9 +120,9 @@ def test_download_is_the_authors_file(served: str, monkeypatch: pytest.MonkeyPat
 
 def test_a_url_needs_a_checksum_and_the_right_one(served: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^task\.sha256: None is not allowed; a URL"):
-        svamp.check(TaskConfig(path=served))
+        svamp.check(BenchmarkTaskConfig(name="svamp", path=served))
     with pytest.raises(ConfigError, match=r"^task\.path: .* has the sha256 "):
-        svamp.load(TaskConfig(path=served, sha256="0" * 64))
+        svamp.load(BenchmarkTaskConfig(name="svamp", path=served, sha256="0" * 64))
     with pytest.raises(ConfigError, match=r"^task\.path: .* could not be downloaded \(.*404"):
-        svamp.load(TaskConfig(path=served + ".gone", sha256=svamp.SHA256))
+        svamp.load(BenchmarkTaskConfig(name="svamp", path=served + ".gone", sha256=svamp.SHA256))
     assert list((tmp_path / "cache" / "qcrd").iterdir()) == []

@@ -8,11 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.config import ConfigError, GeneratorConfig, TaskConfig, validated
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    ConfigError,
+    GeneratedTaskConfig,
+    validated,
+)
 from qcrd.records import Question
 from qcrd.tasks import TASKS, arithmetic, cqa, get_task, load_questions, nli, svamp, train_limit
 
-SMALL = GeneratorConfig(train_size=50, validation_size=5, test_size=5)
+SMALL = GeneratedTaskConfig(train_size=50, validation_size=5, test_size=5)
 
 
 def test_tasks_are_found_by_name() -> None:
@@ -22,7 +27,7 @@ def test_tasks_are_found_by_name() -> None:
 
 
 def test_train_limit_draws_from_the_training_split_alone() -> None:
-    config = TaskConfig(generator=SMALL)
+    config = SMALL
     everything = load_questions(arithmetic, config)
     some = load_questions(arithmetic, config, 20)
     assert len(everything) == 60 and len(some) == 30
@@ -35,14 +40,14 @@ def test_train_limit_draws_from_the_training_split_alone() -> None:
 
 
 def test_a_larger_train_limit_contains_a_smaller_one() -> None:
-    config = TaskConfig(generator=SMALL)
+    config = SMALL
     drawn = [{question.id for question in load_questions(arithmetic, config, limit)[:limit]} for limit in (5, 20, 49)]
     assert drawn[0] < drawn[1] < drawn[2]
 
 
 def test_train_limit_is_drawn_by_the_task_seed(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QCRD_DATA", str(shared_data))
-    drawn = [[question.id for question in load_questions(svamp, TaskConfig(seed=seed), 100)][:100] for seed in (0, 1)]
+    drawn = [[question.id for question in load_questions(svamp, BenchmarkTaskConfig(name="svamp", seed=seed), 100)][:100] for seed in (0, 1)]
     assert set(drawn[0]) != set(drawn[1])
 
 
@@ -50,12 +55,12 @@ def test_train_limit_is_drawn_by_the_task_seed(shared_data: Path, monkeypatch: p
     ("limit", "steps", "kept"), [("auto", 6, 48), ("auto", 7, None), (None, 1, None), (20, 1, 20), (50, 1, None)]
 )
 def test_the_limit_of_an_experiment(limit: int | str | None, steps: int, kept: int | None) -> None:
-    changes = {"name": "x", "task": {"generator": SMALL, "train_limit": limit}, "train": {"steps": steps}}
+    changes = {"name": "x", "task": {**SMALL.model_dump(), "train_limit": limit}, "train": {"steps": steps}}
     assert train_limit(arithmetic, validated(changes)) == kept
 
 
 def test_train_limit_larger_than_the_split() -> None:
-    config = validated({"name": "x", "task": {"generator": SMALL, "train_limit": 51}})
+    config = validated({"name": "x", "task": {**SMALL.model_dump(), "train_limit": 51}})
     with pytest.raises(ConfigError, match=r"^task\.train_limit: 51 is not allowed; .* has 50 questions$"):
         train_limit(arithmetic, config)
 

@@ -41,7 +41,7 @@ def config_of(folder: Path, questions: int = 6, samples: int = 1, **teacher: Any
             "name": "x",
             "output": str(folder),
             "task": {
-                "generator": {"train_size": questions, "validation_size": 2, "test_size": 2}, "train_limit": None,
+                "train_size": questions, "validation_size": 2, "test_size": 2, "train_limit": None,
             },
             "teacher": {
                 "model": "m", "num_samples": samples, "samples_per_request": 1, "max_tokens": MAX_TOKENS,

@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.config import ConfigError, ExperimentConfig, GeneratedTaskConfig, TaskConfig
 from qcrd.pipeline.stage import Planning, Stage, StageRun, Summary, Work
 from qcrd.records import Question, read_rows, write_rows
 from qcrd.storage.artifacts import Artifact
@@ -44,7 +44,7 @@ class QuestionsStage(Stage):
                 "name": config.task.name,
                 "seed": config.task.seed,
                 "train_limit": train_limit(task, config),  # resolved: the schedule matters only where it cuts
-                "generator": config.task.generator.model_dump(),
+                **_of_kind(config.task),
             },
             "source": task.source(config.task),
         }
@@ -69,6 +69,22 @@ class QuestionsStage(Stage):
         for split in SPLITS:
             name = f"{config.task.name}-{split}"
             record.add_dataset(name, artifact.digest(), sizes.get(split, 0), config.task.name, split)
+
+
+def _of_kind(task: TaskConfig) -> dict[str, Any]:
+    """What decides the questions of one kind of task beside their source."""
+    if not isinstance(task, GeneratedTaskConfig):
+        return {}
+    return {
+        "generator": {
+            "train_size": task.train_size,
+            "validation_size": task.validation_size,
+            "test_size": task.test_size,
+            "min_steps": task.min_steps,
+            "max_steps": task.max_steps,
+            "max_number": task.max_number,
+        }
+    }
 
 
 def _check_gold_labels(config: ExperimentConfig, task: Task) -> None:

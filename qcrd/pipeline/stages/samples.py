@@ -9,7 +9,7 @@ from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.pipeline.stage import Planning, Stage, StageRun, Summary, Work
 from qcrd.pipeline.stages.questions import QUESTIONS, read_questions, sizes_of
 from qcrd.tasks import get_task, load_questions, train_limit
-from qcrd.tasks.files import is_download
+from qcrd.tasks.files import must_be_downloaded
 from qcrd.teacher.backends.build import check_teacher
 from qcrd.teacher.cost import estimate_cost
 from qcrd.teacher.freeze import known_completion
@@ -52,7 +52,7 @@ class SamplesStage(Stage):
         task = get_task(config.task.name)
         if QUESTIONS.name in planning.finished:
             questions = read_questions(planning.finished[QUESTIONS.name].fetch())
-        elif is_download(config.task.path) and not planning.download:
+        elif must_be_downloaded(config.task) and not planning.download:
             sizes = sizes_of(config)
             total = sum(sizes[split] for split in asked_splits(teacher)) * teacher.num_samples
             return Work(f"at most {total} {_ASKED[teacher.kind]}; --download shows the price")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import ExperimentConfig, ScratchSizes
 from qcrd.models.student import encode_inputs, encode_targets, train_tokenizer
 from qcrd.pipeline.model_identity import check_model, given_tokenizer, tokenizer_identity
 from qcrd.pipeline.stage import Stage, StageRun, Summary
@@ -62,7 +62,8 @@ class TrainingSetStage(Stage):
             texts = [text for question in train_questions for text in (question.text, question.label)] + prefixes * 100
             texts += [row.text for rows in rationales.values() for row in rows]
             texts += [PHRASE] * 100 if config.method == "single_task" else []
-            tokenizer = train_tokenizer(texts, student.scratch.vocab_size)
+            assert isinstance(student, ScratchSizes)
+            tokenizer = train_tokenizer(texts, student.vocab_size)
         examples, cut = build_examples(
             config, train_questions, votes, rationales,
             lambda texts, limit: encode_inputs(tokenizer, texts, limit),

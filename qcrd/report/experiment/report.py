@@ -33,7 +33,7 @@ _SETTINGS = {
         "evaluation.validation_limit",
     ),
     "model": ("student.model", "student.revision"),
-    "scratch": ("student.scratch.d_model", "student.scratch.num_layers", "student.scratch.num_decoder_layers"),
+    "scratch": ("student.d_model", "student.num_layers", "student.num_decoder_layers"),
     "teacher": ("teacher.kind", "teacher.num_samples", "rationales.num_samples", "rationales.positives"),
     "openai": ("teacher.model", "teacher.temperature", "teacher.top_p", "teacher.max_tokens"),
     "simulated": ("teacher.simulated.error_rate",),

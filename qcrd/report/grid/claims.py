@@ -134,7 +134,7 @@ def _test(grid: Grid, results: GridResults, claim: Claim) -> Tested:
 def student_name(student: StudentConfig) -> str:
     """The student for people; only the paper's own students get their short names."""
     if student.kind == "scratch":
-        return f"T5 from scratch, d_model {student.scratch.d_model}"
+        return f"T5 from scratch, d_model {student.d_model}"
     telling = [part for part in student.model.split("/") if part not in ("", ".", "..", "model", "best", "last")]
     last = telling[-1] if telling else student.model
     if student.kind == "encoder_pair":

@@ -13,7 +13,14 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import ExperimentConfig, StudentConfig, TeacherConfig, validated
+from qcrd.config import (
+    EncoderPairStudentConfig,
+    ExperimentConfig,
+    ScratchStudentConfig,
+    Seq2SeqStudentConfig,
+    TeacherConfig,
+    validated,
+)
 from qcrd.config.grid import Cell, Claim, Comparison, Grid, PaperValue
 from qcrd.records import Explanation, Score
 from qcrd.report.grid.claims import check_claims, student_name
@@ -218,13 +225,13 @@ def test_missing_cells() -> None:
 
 def test_students_are_named() -> None:
     names = {
-        "T5-small": StudentConfig(model="google-t5/t5-small"),
-        "flan-t5-base": StudentConfig(model="google/flan-t5-base"),
-        "/models/t5-base": StudentConfig(model="/models/t5-base"),
-        "MiniLM-L6 encoder pair": StudentConfig(kind="encoder_pair", model="/data/MiniLM-L6/"),
-        "minilm encoder pair": StudentConfig(kind="encoder_pair", model="/packages/minilm/model"),
-        "./model": StudentConfig(model="./model"),
-        "T5 from scratch, d_model 128": StudentConfig(kind="scratch"),
+        "T5-small": Seq2SeqStudentConfig(model="google-t5/t5-small"),
+        "flan-t5-base": Seq2SeqStudentConfig(model="google/flan-t5-base"),
+        "/models/t5-base": Seq2SeqStudentConfig(model="/models/t5-base"),
+        "MiniLM-L6 encoder pair": EncoderPairStudentConfig(model="/data/MiniLM-L6/"),
+        "minilm encoder pair": EncoderPairStudentConfig(model="/packages/minilm/model"),
+        "./model": Seq2SeqStudentConfig(model="./model"),
+        "T5 from scratch, d_model 128": ScratchStudentConfig(),
     }
     assert {name: student_name(student) for name, student in names.items()} == {name: name for name in names}
 

@@ -11,7 +11,12 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import ConfigError, ImportedConfig, TaskConfig, validated
+from qcrd.config import (
+    BenchmarkTaskConfig,
+    ConfigError,
+    ImportedConfig,
+    validated,
+)
 from qcrd.records import Question
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.backends.base import Call, Record, Reply, TeacherError
@@ -143,7 +148,7 @@ def test_bad_files_name_the_setting(tmp_path: Path, content: Any, changes: dict[
 
 def test_the_real_gpt35_samples(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("QCRD_DATA", str(shared_data))
-    questions = load_questions(get_task("svamp"), TaskConfig(name="svamp"))
+    questions = load_questions(get_task("svamp"), BenchmarkTaskConfig(name="svamp"))
     config = ImportedConfig(
         path=str(shared_data / "svamp" / "llm_gpt35" / "train.json.gz"), question_field="instruction",
         completions_field="output",
@@ -156,7 +161,7 @@ def test_the_real_gpt35_samples(shared_data: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_real_palm_list(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("QCRD_DATA", str(shared_data))
-    questions = load_questions(get_task("svamp"), TaskConfig(name="svamp"))
+    questions = load_questions(get_task("svamp"), BenchmarkTaskConfig(name="svamp"))
     folder = shared_data / "svamp"
     config = ImportedConfig(
         path=str(folder / "llm_palm" / "train_CoT_*.json"), format="aligned",
@@ -190,7 +195,7 @@ def test_the_real_palm_lists_of_other_tasks(
     name: str, pattern: str, settings: dict[str, str], matched: dict[str, int], unmatched: int, shared_data: Path
 ):
     folder = shared_data / name
-    questions = get_task(name).load(TaskConfig(path=str(folder)))
+    questions = get_task(name).load(BenchmarkTaskConfig(name=name, path=str(folder)))
     settings = {**settings, "path": str(folder / "llm_palm" / pattern), "format": "aligned"}
     if "aligned_to" in settings:
         settings["aligned_to"] = str(folder / settings["aligned_to"])
@@ -210,7 +215,7 @@ BING = {
 def test_the_real_bing_files(name: str, shared_data: Path):
     """Five styles are five samples; e-SNLI's first style, `causal`, lacks 100 rows, which are gaps, not shifts."""
     folder, (settings, matched) = shared_data / name, BING[name]
-    questions = get_task(name).load(TaskConfig(path=str(folder)))
+    questions = get_task(name).load(BenchmarkTaskConfig(name=name, path=str(folder)))
     settings = {"path": str(folder / "llm_bing" / "*.csv.gz"), "format": "csv", "row_field": "idx", **settings}
     settings["text_field"] = "rationale"
     if "aligned_to" in settings:

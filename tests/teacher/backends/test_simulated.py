@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from qcrd.config import GeneratorConfig, TaskConfig
+from qcrd.config import GeneratedTaskConfig
 from qcrd.records import Question
 from qcrd.tasks import arithmetic
 from qcrd.tasks.equations import evaluate
@@ -17,7 +17,7 @@ from qcrd.teacher.backends import simulated
 from qcrd.teacher.backends.base import Call, Reply, TeacherError
 from qcrd.teacher.backends.simulated import SimulatedTeacher, mistakes, solve
 
-QUESTIONS = arithmetic.load(TaskConfig(generator=GeneratorConfig(train_size=500, validation_size=5, test_size=5)))
+QUESTIONS = arithmetic.load(GeneratedTaskConfig(train_size=500, validation_size=5, test_size=5))
 
 
 def call_of(question: Question, *indices: int, seed: int = 0) -> Call:
