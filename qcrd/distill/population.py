@@ -24,8 +24,7 @@ import torch
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.distill.loop import Event
 from qcrd.distill.results import RESULTS
-from qcrd.storage.artifacts import write_atomically
-from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent
+from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent, write_atomically
 from qcrd.sweeps.seeds import SeedJob, train_seeds
 
 MEMBER = "member.json"

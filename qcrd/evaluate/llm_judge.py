@@ -17,7 +17,7 @@ from qcrd.config.grid import Comparison, as_llm_judge
 from qcrd.evaluate import verdicts
 from qcrd.evaluate.verdicts import ComparisonResult, JudgedPair, Pair
 from qcrd.records import Explanation, Question, Sample, read_rows, write_rows
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.fingerprints import digest_of
 from qcrd.tasks import get_task
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.backends.build import check_teacher

@@ -20,7 +20,8 @@ from qcrd.config.grid import Cell
 from qcrd.pipeline.stages_of import stages_of
 from qcrd.records import Explanation, Prediction, Score, read_rows, write_rows
 from qcrd.report.grid.data import CellResult
-from qcrd.storage.artifacts import digest_of, write_atomically
+from qcrd.storage.atomic import write_atomically
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
 
 CELL, PREDICTIONS, METRICS, EXPLANATIONS, SCORES = (

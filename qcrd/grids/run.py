@@ -37,7 +37,8 @@ from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid.data import CellResult, ComparisonResult, GridResults, Place
 from qcrd.report.grid.report import write_grid_report
 from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
-from qcrd.storage.artifacts import Artifact, digest_of
+from qcrd.storage.artifacts import Artifact
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.storage.output import Storage
 from qcrd.tracking.record import RunRecord, command_line, git_state

@@ -18,7 +18,7 @@ from qcrd.config import ConfigError, ExperimentConfig
 from qcrd.config.grid import Grid
 from qcrd.config.recipes import project_root, recipe_file
 from qcrd.config.sweep import Sweep
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import is_url
 from qcrd.tasks import get_task
 from qcrd.tasks.parsers import get_parser

@@ -20,7 +20,8 @@ from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
 from qcrd.pipeline.stages_of import Stage, StageRun, check_tokenizers, stages_of
 from qcrd.records import Example, Question, read_rows
-from qcrd.storage.artifacts import Artifact, digest_of, fingerprint
+from qcrd.storage.artifacts import Artifact
+from qcrd.storage.fingerprints import digest_of, fingerprint
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.storage.output import Storage
 from qcrd.tasks import get_task, load_questions, train_limit

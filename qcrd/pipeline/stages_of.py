@@ -29,7 +29,9 @@ from qcrd.rationales.single_task import PHRASE
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Question, Rationale, Sample, Vote, iter_rows, read_rows, write_rows
 from qcrd.report.experiment.report import write_report
-from qcrd.storage.artifacts import folder_digest, model_folder
+from qcrd.storage.artifacts import model_folder
+from qcrd.storage.fingerprints import folder_digest
+from qcrd.storage.output import Storage
 from qcrd.tasks import get_task, load_questions, train_limit
 from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.requests import asked_splits, model_settings, read_prompt
@@ -331,7 +333,7 @@ def _fixed(config: ExperimentConfig) -> dict[str, Any]:
     if config.fixed_recipe is not None:
         negatives = config.identity()["negatives"]
         return {"recipe": negatives["fixed"], "overrides": negatives["fixed_overrides"]}
-    return model_identity(str(model_folder(config.output, str(config.negatives.fixed))), None)
+    return model_identity(str(model_folder(Storage.of(config.output), str(config.negatives.fixed))), None)
 
 
 def _make_student(run: StageRun) -> Summary:

@@ -8,7 +8,6 @@ when a sync is due (tracking.py).
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.metadata
 import json
 import logging
@@ -17,12 +16,13 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qcrd.config import TrackingConfig
-from qcrd.storage.artifacts import write_atomically
+from qcrd.storage.atomic import staged, write_atomically
+from qcrd.storage.locks import locked
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -121,7 +121,7 @@ class MlflowView:
         from mlflow.exceptions import MlflowException
 
         local = self._uri.startswith("sqlite:")
-        with _locked(self._output / ".mlflow.lock") if local else contextlib.nullcontext():
+        with locked(self._output / ".mlflow.lock") if local else contextlib.nullcontext():
             if local:
                 _create_database(self._uri)
             client = MlflowClient(tracking_uri=self._uri, registry_uri=self._uri)
@@ -350,11 +350,8 @@ def _create_database(uri: str) -> None:
     if path.exists():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{path.name}.*.new*"):
-        left_over.unlink()
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
-    MlflowClient(tracking_uri=f"sqlite:///{new}", registry_uri=f"sqlite:///{new}").search_experiments()
-    new.rename(path)
+    with staged(path) as new:
+        MlflowClient(tracking_uri=f"sqlite:///{new}", registry_uri=f"sqlite:///{new}").search_experiments()
 
 
 def ask_server(uri: str) -> None:
@@ -375,12 +372,3 @@ def _milliseconds(item: Mapping[str, Any]) -> int | None:
 def _metric_name(key: str) -> str:
     """The name with what MLflow does not allow replaced."""
     return re.sub(r"[^\w\-. /:]", "_", key)[:NAME_LENGTH]
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep other processes of this machine out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield

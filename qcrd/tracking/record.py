@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qcrd.config import ExperimentConfig, TrackingConfig, flatten
-from qcrd.storage.artifacts import file_digest, folder_digest, write_atomically
+from qcrd.storage.atomic import write_atomically
+from qcrd.storage.fingerprints import file_digest, folder_digest
 from qcrd.storage.json_lines import append_line, cut_torn_line, json_line, read_json_lines
 from qcrd.tracking.mlflow_view import RESERVED, STATE, MlflowView, Row, Warn, import_mlflow, redacted, server_of
 

@@ -151,7 +151,7 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_database(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.DEVNULL) as child:
         limit = time.monotonic() + 300
-        while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*.new")):
+        while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*.tmp/mlflow.db")):
             assert time.monotonic() < limit and child.poll() is None
             time.sleep(0.01)
         child.kill()

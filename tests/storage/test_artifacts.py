@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 from qcrd.seeding import generator, stable_seed
-from qcrd.storage.artifacts import Artifact, fingerprint, folder_digest, write_atomically
+from qcrd.storage.artifacts import Artifact
+from qcrd.storage.atomic import write_atomically
+from qcrd.storage.fingerprints import fingerprint, folder_digest
 from qcrd.storage.output import Storage
 
 

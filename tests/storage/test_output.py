@@ -20,9 +20,11 @@ from qcrd.config import ConfigError
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress, clear
 from qcrd.evaluate.inference import student_folder
 from qcrd.pipeline.run import prepare_output
-from qcrd.storage import output as storage_module
+from qcrd.storage import bucket as bucket_module
+from qcrd.storage import lease, mirror
 from qcrd.storage.artifacts import Artifact, model_folder
-from qcrd.storage.output import FILES, Storage, StorageAway
+from qcrd.storage.bucket import StorageAway
+from qcrd.storage.output import FILES, Storage
 from tests.s3 import S3, s3_server
 
 BUCKET = "output"
@@ -40,7 +42,7 @@ Node = Callable[[str], Storage]
 @pytest.fixture
 def on_node(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
     """The test's output as the node of that name has it."""
-    monkeypatch.setattr(storage_module, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(lease, "LOOK_SECONDS", 0.02)
     place = f"s3://{BUCKET}/{tmp_path.name}"
 
     def enter(node: str) -> Storage:
@@ -132,8 +134,8 @@ def test_a_lock_keeps_another_node_out_until_its_holder_ends_or_dies(
     assert here._bucket.names(".holders") == [".holders/student-x/000000000002"]
 
     gone = {"host": "elsewhere", "process": os.getpid(), "id": "0"}
-    monkeypatch.setattr(storage_module, "STALE_SECONDS", 0.5)
-    here._take(".holders/student-x", gone, lambda: None)
+    monkeypatch.setattr(lease, "STALE_SECONDS", 0.5)
+    lease.take(here._bucket, ".holders/student-x", gone, lambda: None)
     started = time.monotonic()
     with there.locked("student-x", lambda: None):
         assert time.monotonic() - started > 0.5
@@ -151,17 +153,17 @@ def test_of_two_that_find_a_holder_dead_one_has_the_lock(
 ) -> None:
     """The other one goes on from there only when `in_between` holders have come, and the last of them is inside."""
     quick, slow = Storage(on_node("n").place, "-quick"), Storage(on_node("n").place, "-slow")
-    quick._take(".holders/x", {"host": socket.gethostname(), "process": ended_process(), "id": "0"}, lambda: None)
+    lease.take(quick._bucket, ".holders/x", {"host": socket.gethostname(), "process": ended_process(), "id": "0"}, lambda: None)
     found, inside, waits = threading.Event(), threading.Event(), threading.Event()
     order: list[str] = []
     read = slow._bucket.read
 
     def stands_still(name: str) -> bytes:
-        lease = read(name)
+        text = read(name)
         if not found.is_set():
             found.set()
             assert inside.wait(30)
-        return lease
+        return text
 
     monkeypatch.setattr(slow._bucket, "read", stands_still)
 
@@ -188,20 +190,20 @@ def test_who_stood_still_for_so_long_that_another_took_over_stops(
     on_node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here, there = Storage(on_node("n").place, "-a"), Storage(on_node("n").place, "-b")
-    monkeypatch.setattr(storage_module, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 0.2)
     other = {"host": "elsewhere", "process": 1, "id": "0"}
     started = time.monotonic()
     with pytest.raises(StorageAway, match="x: this process stood still"), here.locked("x", lambda: None):
-        monkeypatch.setattr(storage_module, "STALE_SECONDS", -1.0)
-        there._take(".holders/x", other, lambda: None)
+        monkeypatch.setattr(lease, "STALE_SECONDS", -1.0)
+        lease.take(there._bucket, ".holders/x", other, lambda: None)
         time.sleep(60)
     assert time.monotonic() - started < 30
-    (lease,) = here._bucket.names(".holders/x")
-    assert json.loads(here._bucket.read(lease)) == other
+    (newest,) = here._bucket.names(".holders/x")
+    assert json.loads(here._bucket.read(newest)) == other
 
-    monkeypatch.setattr(storage_module, "BEAT_SECONDS", 60.0)  # where it has not noticed before its end
+    monkeypatch.setattr(lease, "BEAT_SECONDS", 60.0)  # where it has not noticed before its end
     with pytest.raises(StorageAway, match="another one has taken over"), here.locked("x", lambda: None):
-        there._take(".holders/x", other | {"id": "1"}, lambda: None)
+        lease.take(there._bucket, ".holders/x", other | {"id": "1"}, lambda: None)
 
 
 def test_growing_files_follow_a_driver_to_another_node(on_node: Node) -> None:
@@ -230,7 +232,7 @@ def test_who_reads_leaves_alone_what_a_driver_on_the_same_node_writes(on_node: N
     path = here.folder / "sweeps/x/trials.jsonl"
     with here.mirror("sweeps/x"):
         write(path, "1\n")
-        here._push("sweeps/x", ())
+        mirror.push(here._bucket, here.folder, "sweeps/x")
         write(path, "1\n2\n")  # not sent yet
         assert here.for_reading().pull("sweeps").joinpath("x/trials.jsonl").read_text() == "1\n"
         assert path.read_text() == "1\n2\n"
@@ -288,7 +290,7 @@ def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
     threading.Thread(target=answers_again).start()
     storage.publish("stage/x")
     assert s3.refused >= 2 and storage.is_published("stage/x")
-    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(bucket_module, "RETRY_SECONDS", 0.2)
     s3.refuses = True
     try:
         with pytest.raises(StorageAway, match=r"storage has not answered for 0.2 s: .*Service Unavailable"):
@@ -325,9 +327,9 @@ def test_a_student_behind_a_url_is_fetched_and_of_several_one_must_be_named(on_n
     with pytest.raises(ConfigError, match="cannot be read"):
         student_folder(f"{here.place}/student/z-3")
     there = on_node("d")  # where a student that writes negatives (negatives.fixed) has not been yet
-    folder = model_folder(here.place, f"{here.place}/student/y-2/best")
+    folder = model_folder(here, f"{here.place}/student/y-2/best")
     assert folder == there.folder / "student/y-2/best" and (folder / "qcrd.json").is_file()
-    assert model_folder(here.place, "/models/t5") == Path("/models/t5")
+    assert model_folder(here, "/models/t5") == Path("/models/t5")
 
 
 def test_an_unknown_kind_of_url_is_an_error_that_names_the_field() -> None:

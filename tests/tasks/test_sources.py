@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from qcrd.config import ConfigError, TaskConfig
-from qcrd.storage.artifacts import file_digest
+from qcrd.storage.fingerprints import file_digest
 from qcrd.tasks.sources import (
     Benchmark,
     Hub,

@@ -30,7 +30,7 @@ from qcrd.report.sweep.sections import (
     total_cost,
 )
 from qcrd.report.sweep.statistics import best_choice, score_interval, value_label
-from qcrd.storage.artifacts import write_atomically
+from qcrd.storage.atomic import write_atomically
 
 # plotly draws parallel coordinates with code that it makes from strings; nothing may be loaded or sent.
 _POLICY = (
@@ -55,7 +55,7 @@ def write_sweep_report(results: SweepResults, folder: Path) -> dict[str, float]:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".figures-") as temporary:
         drawn = {name for name, draw in _FIGURES.items() if draw(Path(temporary) / name, results)}
         for file in sorted(Path(temporary).iterdir()):
-            file.replace(figures / file.name)
+            write_atomically(figures / file.name, file.read_bytes())
     write_atomically(folder / "report.md", _text(results, lambda name: name in drawn))
     write_atomically(folder / "report.html", page_of(results))
     write_atomically(folder / "results.csv", _csv(results))
