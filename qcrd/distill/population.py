@@ -33,7 +33,7 @@ Entry = dict[str, Any]
 
 def newest_life(root: Path) -> Path | None:
     """Of the member in `root`; None before it begins."""
-    return max((path for path in root.glob("life-??*") if path.suffix != ".tmp"), key=_number, default=None)
+    return max(root.glob("life-??*"), key=_number, default=None)
 
 
 def _number(life: Path) -> int:
@@ -59,7 +59,7 @@ def begin_life(root: Path, values: Mapping[str, Any]) -> Path:
             temporary.mkdir()
             _write_member(temporary, 0, [{"iteration": 0, "values": dict(values), "from": None}])
     for other in root.glob("life-*"):
-        if other != life and other.suffix != ".tmp":
+        if other != life:
             discard(other)
     remove_left_overs(root)
     return life

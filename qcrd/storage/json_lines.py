@@ -30,7 +30,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, line: str, sync: bool = False) -> None:
-    """Add a line, all of it or nothing; with `sync` it is on the disk on return. Raises `OSError` that names the file."""
+    """Add a line, all of it or nothing; with `sync` it is on the disk on return. Raises `OSError` that names `path`."""
     append(path, line.encode(), sync)
 
 

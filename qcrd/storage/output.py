@@ -189,9 +189,11 @@ class Storage:
     def locked(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Keep out others that want to do the same, here, in another process of this machine, or on another node where
         the output is a URL. `on_wait` is called where somebody else is at it."""
-        with locked(self.folder / ".locks" / name, on_wait):
-            with leased(self._bucket, name, on_wait) if self.is_remote else contextlib.nullcontext():
-                yield
+        with contextlib.ExitStack() as held:
+            held.enter_context(locked(self.folder / ".locks" / name, on_wait))
+            if self.is_remote:
+                held.enter_context(leased(self._bucket, name, on_wait))
+            yield
 
     # -- what grows -----------------------------------------------------------------------------------------------
 

@@ -153,7 +153,8 @@ def test_of_two_that_find_a_holder_dead_one_has_the_lock(
 ) -> None:
     """The other one goes on from there only when `in_between` holders have come, and the last of them is inside."""
     quick, slow = Storage(on_node("n").place, "-quick"), Storage(on_node("n").place, "-slow")
-    lease.take(quick._bucket, ".holders/x", {"host": socket.gethostname(), "process": ended_process(), "id": "0"}, lambda: None)
+    gone = {"host": socket.gethostname(), "process": ended_process(), "id": "0"}
+    lease.take(quick._bucket, ".holders/x", gone, lambda: None)
     found, inside, waits = threading.Event(), threading.Event(), threading.Event()
     order: list[str] = []
     read = slow._bucket.read
