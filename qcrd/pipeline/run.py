@@ -18,6 +18,7 @@ from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.config.recipes import load_recipe
 from qcrd.console import Display
 from qcrd.distill.schedule import iteration_length
+from qcrd.pipeline.recording import start_record
 from qcrd.pipeline.stages_of import Stage, StageRun, check_tokenizers, stages_of
 from qcrd.records import Example, Question, read_rows
 from qcrd.storage.artifacts import Artifact
@@ -34,7 +35,9 @@ from qcrd.teacher.freeze import known_completion
 from qcrd.teacher.probe import samples_per_request
 from qcrd.teacher.requests import asked_splits, missing_mask, store_place, wanted_samples
 from qcrd.teacher.store import SampleStore, StoreError
+from qcrd.tracking.opening import open_run_record
 from qcrd.tracking.record import RunRecord, read_metrics
+from qcrd.tracking.tracker import RunId
 
 RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint's commit waits for this poll
@@ -278,7 +281,7 @@ def open_record(config: ExperimentConfig, display: Display) -> RunRecord:
     """The record of an experiment that is a run of its own."""
     folder = record_folder(config)
     output = Storage.of(config.output).folder
-    return RunRecord(folder, folder.name, config.name, config.tracking, output, display.warn)
+    return open_run_record(folder, RunId(folder.name, config.name), config.tracking, output, display.warn)
 
 
 def run(
@@ -298,7 +301,7 @@ def run(
             name = storage.name_of(record_folder(config))
             stack.enter_context(recorded_alone(storage, name, display=display))
             record = open_record(config, display)
-        record.start(config, {})
+        start_record(record, config, {})
         status = "FAILED"
         try:
             trained = with_fixed_student(config, display, options)
