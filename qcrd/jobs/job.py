@@ -22,7 +22,7 @@ from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import is_url
 from qcrd.tasks import get_task
 from qcrd.tasks.parsers import get_parser
-from qcrd.tracking.provenance import COMMIT, DIRTY, git_state
+from qcrd.tracking import provenance
 
 Made = ExperimentConfig | Grid | Sweep
 RECIPE, COMMIT = "qcrd.recipe", "qcrd.commit"
@@ -91,8 +91,8 @@ def job_of(made: Made, recipe: str, overrides: Sequence[str], flags: Sequence[st
     key = digest_of([verb, reference, _plain(made), list(flags), list(secrets)])[:12]
     command = shlex.join(["python", "-m", "qcrd", verb, reference, *overrides, *flags])
     checks = [f': "${{{name}:?is not set on the node of the driver}}"' for name in secrets]
-    state = git_state(root)
-    variables = {COMMIT: state["commit"], DIRTY: state["dirty"]}
+    state = provenance.git_state(root)
+    variables = {provenance.COMMIT: state["commit"], provenance.DIRTY: state["dirty"]}
     commit = state["commit"] + (", with changes" if state["dirty"] == "true" else "")
     metadata = {RECIPE: reference, COMMIT: commit}
     return Job(f"qcrd-{made.name}-{key}", " && ".join([*checks, command]), root, metadata, variables)
