@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
@@ -19,7 +18,7 @@ from qcrd.pipeline.recording import start_record
 from qcrd.tracking import mlflow_tracker
 from qcrd.tracking.mlflow_server import tracking_uri
 from qcrd.tracking.opening import open_run_record, tracker_of
-from qcrd.tracking.provenance import command_line, git_state, redacted
+from qcrd.tracking.provenance import redacted
 from qcrd.tracking.record import RunRecord, read_items, read_metrics
 from qcrd.tracking.tracker import Item, MetricRow, NoTracker, RunId
 from tests.full_disk import files_end_at
@@ -170,35 +169,6 @@ def test_passwords_in_urls_are_not_recorded(tmp_path: Path) -> None:
     start_record(run, ExperimentConfig(name="test", tracking=settings), {})
     run.close("FINISHED")
     assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "text, safe",
-    [
-        ("http://user:p@ssw0rd@mlflow:5000", "http://***@mlflow:5000"),
-        ("http://user:p@ss:w@rd@mlflow/a and http://host/b@c", "http://***@mlflow/a and http://host/b@c"),
-        ("http://token@mlflow", "http://***@mlflow"),
-        ("postgresql://me:se/cret@db/x", "postgresql://***@db/x"),
-        ("http://host:5000/a/b, s3://bucket/a@b", "http://host:5000/a/b, s3://bucket/a@b"),
-    ],
-)
-def test_no_part_of_a_password_is_shown(text: str, safe: str) -> None:
-    assert redacted(text) == safe
-    assert command_line(["run", f"tracking.uri={text}"]) == f"qcrd run tracking.uri={safe}"
-
-
-def test_git_state(tmp_path: Path) -> None:
-    assert git_state(tmp_path) == {"commit": "unknown", "dirty": "unknown"}
-    environment = os.environ | {
-        f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-    (tmp_path / "file").write_text("1")
-    for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
-        subprocess.run(["git", *command], cwd=tmp_path, env=environment, check=True)
-    assert len(git_state(tmp_path)["commit"]) == 40
-    assert git_state(tmp_path)["dirty"] == "false"
-    (tmp_path / "file").write_text("2")
-    assert git_state(tmp_path)["dirty"] == "true"
 
 
 @pytest.mark.e2e
