@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -59,3 +60,50 @@ def test_what_is_not_allowed_is_found(source: str) -> None:
 @pytest.mark.parametrize("source", ["text.replace('a', 'b')", "replace(cell, seed=1)", "import os; os.getpid()"])
 def test_what_is_allowed_is_not_found(source: str) -> None:
     assert not offences(source)
+
+
+UNFINISHED = {"out", "run", "written", "temporary", "folder"}
+"""Names of what is written in place: a stage's unfinished folder, or what `staged` gives. `run`: as in `run.out`."""
+
+
+def written_in_place(source: str) -> list[str]:
+    """What a module writes where it lies: `Path.write_text`, `write_bytes`, `open` for writing, of anything else."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute | ast.Name):
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else node.func.id
+        arguments = [*node.args[:2], *(keyword.value for keyword in node.keywords if keyword.arg == "mode")]
+        modes = [str(mode.value) for mode in arguments if isinstance(mode, ast.Constant)]
+        opens = name == "open" and any(re.fullmatch(r"[wax][bt+]*|r[bt]?\+[bt]?", mode) for mode in modes)
+        if not opens and (name not in ("write_text", "write_bytes") or len(node.args) != 1):
+            continue  # a store's `write_text` takes a name, too
+        first: ast.AST = node.func.value if isinstance(node.func, ast.Attribute) else node
+        while not isinstance(first, ast.Name | ast.Call):
+            first = first.left if isinstance(first, ast.BinOp) else getattr(first, "value", ast.Call())
+        if not isinstance(first, ast.Name) or first.id not in UNFINISHED:
+            found.append(ast.unparse(node.func))
+    return found
+
+
+def test_only_what_is_not_finished_yet_is_written_in_place() -> None:
+    found = {path.relative_to(PACKAGE).as_posix(): written_in_place(path.read_text()) for path in FILES}
+    assert {name: what for name, what in found.items() if what} == {"evaluate/inference.py": INTO_STAGED}
+
+
+INTO_STAGED = ["stack.enter_context(whole_or_absent(output)).open"]
+"""The file that a person asked for, whole or absent."""
+
+
+@pytest.mark.parametrize(
+    "source", ["path.write_text('a')", "open('a', 'w')", "(storage.folder / name).write_bytes(b'')", "path.open('a')"]
+)
+def test_what_is_written_in_place_is_found(source: str) -> None:
+    assert written_in_place(source)
+
+
+@pytest.mark.parametrize(
+    "source", ["(out / 'a').write_text('b')", "path.open()", "path.open('rb')", "store.write_text(name, text)"]
+)
+def test_what_is_written_into_an_unfinished_folder_is_not_found(source: str) -> None:
+    assert not written_in_place(source)
