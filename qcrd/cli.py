@@ -240,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except OSError as error:
         from qcrd.storage.atomic import is_full
-        from qcrd.storage.output import StorageAway
+        from qcrd.storage.bucket import StorageAway
 
         if not (isinstance(error, StorageAway) or is_full(error)):
             raise

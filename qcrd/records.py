@@ -1,6 +1,6 @@
 """The rows that pass between stages, and their one way to and from Parquet.
 
-Knows nothing about where files lie (artifacts.py) or what the rows mean to a stage.
+Knows nothing about where files lie (storage/) or what the rows mean to a stage.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ _ARROW: dict[Any, pa.DataType] = {
 
 
 def schema_of(row_type: type) -> pa.Schema:
-    """The Arrow schema of a record type."""
+    """The Arrow schema of a row type."""
     return pa.schema([(name, _ARROW[kind]) for name, kind in get_type_hints(row_type).items()])
 
 
@@ -155,7 +155,7 @@ ROWS_PER_GROUP = 10_000
 
 
 class RowWriter:
-    """Writes records to one Parquet file as they come; memory holds at most `ROWS_PER_GROUP` of them."""
+    """Writes rows to one Parquet file as they come; memory holds at most `ROWS_PER_GROUP` of them."""
 
     def __init__(self, path: Path, row_type: type) -> None:
         self._schema = schema_of(row_type)
@@ -183,14 +183,14 @@ class RowWriter:
 
 
 def write_rows(path: Path, row_type: type, rows: Iterable[Any]) -> None:
-    """Write records as one Parquet file."""
+    """Write rows as one Parquet file."""
     with RowWriter(path, row_type) as writer:
         for row in rows:
             writer.write(row)
 
 
 def iter_rows(path: Path, row_type: type[T]) -> Iterator[T]:
-    """Read records a few thousand at a time. Raises `ValueError` where the file's columns are not the record's."""
+    """Read rows a few thousand at a time. Raises `ValueError` where the file's columns are not the row type's."""
     expected = [field.name for field in fields(row_type)]  # pyright: ignore[reportArgumentType]
     with pq.ParquetFile(path) as file:
         if file.schema_arrow.names != expected:
@@ -201,5 +201,5 @@ def iter_rows(path: Path, row_type: type[T]) -> Iterator[T]:
 
 
 def read_rows(path: Path, row_type: type[T]) -> list[T]:
-    """Read all records. Raises `ValueError` where the file's columns are not the record's."""
+    """Read all rows. Raises `ValueError` where the file's columns are not the row type's."""
     return list(iter_rows(path, row_type))

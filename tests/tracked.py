@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from qcrd.tracking.mlflow_view import STATE
+from qcrd.tracking.mlflow_tracker import STATE
 from qcrd.tracking.record import RunRecord
 
 

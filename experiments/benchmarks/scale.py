@@ -48,6 +48,7 @@ from qcrd.config import (
     flatten,
 )
 from qcrd.config.sweep import Sweep
+from qcrd.pipeline.recording import start_record
 from qcrd.report.sweep.page import write_sweep_report
 from qcrd.storage.output import Storage
 from qcrd.sweeps.record import TRIALS, SweepRecord, read_results
@@ -57,8 +58,11 @@ from qcrd.tasks import get_task
 from qcrd.tasks.files import data_folder
 from qcrd.teacher.cost import TokenCounter
 from qcrd.teacher.requests import read_prompt
-from qcrd.tracking.mlflow_view import RUN_KEY, import_mlflow
+from qcrd.tracking.mlflow_server import import_mlflow
+from qcrd.tracking.mlflow_tracker import RUN_KEY
+from qcrd.tracking.opening import open_run_record
 from qcrd.tracking.record import RunRecord, read_metrics
+from qcrd.tracking.tracker import RunId
 
 TRIAL_COUNT, ITERATIONS, SEEDS, AT_ONCE = 1000, 40, (0, 1, 2), 64
 APPENDED, REPORTED = 500, 500
@@ -201,7 +205,7 @@ def measure_report(folder: Path, out: Path) -> Numbers:
 
 
 def child(output: Path, name: str, tracking: TrackingConfig) -> RunRecord:
-    return RunRecord(output / "records" / name, name, name, tracking, output, parent="parent")
+    return open_run_record(output / "records" / name, RunId(name, name, "parent"), tracking, output)
 
 
 def write_rows(record: RunRecord) -> None:
@@ -228,7 +232,7 @@ def copy_child(output: Path, name: str) -> float:
     write_rows(child(output, name, TrackingConfig(enabled=False)))
     record = child(output, name, tracking)
     started = time.perf_counter()
-    record.start(config, {"qcrd.trial": name})
+    start_record(record, config, {"qcrd.trial": name})
     record.close("FINISHED")
     record.join()
     return time.perf_counter() - started
@@ -249,8 +253,8 @@ def multiply(database: Path, times: int) -> None:
 
 def measure_mlflow(output: Path) -> Numbers:
     import_mlflow()
-    parent = RunRecord(output / "records" / "parent", "parent", "parent", TrackingConfig(), output)
-    parent.start_with({}, {}, {})
+    parent = open_run_record(output / "records" / "parent", RunId("parent", "parent"), TrackingConfig(), output)
+    parent.start({}, {}, {})
     parent.close("FINISHED")
     database = output / "mlflow.db"
     empty = database.stat().st_size

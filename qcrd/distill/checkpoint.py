@@ -25,8 +25,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from qcrd.storage.artifacts import canonical_json, digest_of, sync_folder
-from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent
+from qcrd.storage.atomic import discard, remove_left_overs, sync, whole_or_absent
+from qcrd.storage.fingerprints import canonical_json, digest_of
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.storage.output import FILES, Storage
 
@@ -281,7 +281,7 @@ class CheckpointStore:
         for iteration in set(self._iterations()) - kept:
             discard(self._checkpoint_path(iteration))
             self.storage.unpublish(self._checkpoint_name(iteration))
-        sync_folder(self.folder / "checkpoints")  # a checkpoint must not come back, after a crash, without snapshots
+        sync(self.folder / "checkpoints")  # a checkpoint must not come back, after a crash, without snapshots
         needed = {self.snapshot_path(int(t)) for iteration in kept for t in self._record(iteration)["snapshots"]}
         for path in set((self.folder / "snapshots").glob("snapshot-*.safetensors")) - needed:
             path.unlink()

@@ -38,7 +38,7 @@ from qcrd.models.optimizer import FlatAdamW
 from qcrd.models.student import Student, build_student
 from qcrd.runtime.workers import Workers
 from qcrd.seeding import generator, stable_seed
-from qcrd.storage.artifacts import write_atomically
+from qcrd.storage.atomic import write_atomically
 from qcrd.tasks.base import Task
 
 Event = dict[str, Any]

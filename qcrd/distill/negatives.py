@@ -23,6 +23,7 @@ from qcrd.models.student import Student, eos_of, load_student
 from qcrd.records import Example
 from qcrd.seeding import generator
 from qcrd.storage.artifacts import model_folder
+from qcrd.storage.output import Storage
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class NegativeMaker:
         if self.config.negatives.source != "fixed":
             return student
         sampler, tokenizer = load_student(
-            model_folder(self.config.output, str(fixed)), self.config.student.dtype, student.device
+            model_folder(Storage.of(self.config.output), str(fixed)), self.config.student.dtype, student.device
         )
         if tokenizer.get_vocab() != self.data.tokenizer.get_vocab():
             raise ValueError(f"negatives.fixed: {fixed!r} has another vocabulary")

@@ -24,8 +24,7 @@ import torch
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.distill.loop import Event
 from qcrd.distill.results import RESULTS
-from qcrd.storage.artifacts import write_atomically
-from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent
+from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent, write_atomically
 from qcrd.sweeps.seeds import SeedJob, train_seeds
 
 MEMBER = "member.json"
@@ -34,7 +33,7 @@ Entry = dict[str, Any]
 
 def newest_life(root: Path) -> Path | None:
     """Of the member in `root`; None before it begins."""
-    return max((path for path in root.glob("life-??*") if path.suffix != ".tmp"), key=_number, default=None)
+    return max(root.glob("life-??*"), key=_number, default=None)
 
 
 def _number(life: Path) -> int:
@@ -60,7 +59,7 @@ def begin_life(root: Path, values: Mapping[str, Any]) -> Path:
             temporary.mkdir()
             _write_member(temporary, 0, [{"iteration": 0, "values": dict(values), "from": None}])
     for other in root.glob("life-*"):
-        if other != life and other.suffix != ".tmp":
+        if other != life:
             discard(other)
     remove_left_overs(root)
     return life

@@ -31,7 +31,7 @@ from qcrd.distill.loop import Event, Training
 from qcrd.distill.results import RESULTS, copy_results, keep_results
 from qcrd.runtime.devices import set_up_cuda
 from qcrd.runtime.workers import Workers
-from qcrd.storage.atomic import is_full
+from qcrd.storage.atomic import is_full, write_atomically
 from qcrd.storage.output import Storage
 from qcrd.tasks import get_task
 
@@ -276,7 +276,7 @@ def _train_under_ray(
         except (ray.train.TrainingFailedError, RayError) as error:
             path = storage.folder / name / FAILURE
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(f"{error}\n")
+            write_atomically(path, f"{error}\n")
             raise StageFailed(f"{cause_of(error)}; all of it is in {path}") from error
         if wrong is not None:
             raise StageFailed(wrong)

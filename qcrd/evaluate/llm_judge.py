@@ -17,7 +17,8 @@ from qcrd.config.grid import Comparison, as_llm_judge
 from qcrd.evaluate import verdicts
 from qcrd.evaluate.verdicts import ComparisonResult, JudgedPair, Pair
 from qcrd.records import Explanation, Question, Sample, read_rows, write_rows
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.atomic import whole_or_absent, write_atomically
+from qcrd.storage.fingerprints import digest_of
 from qcrd.tasks import get_task
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.backends.build import check_teacher
@@ -93,9 +94,10 @@ def compare_rationales(
         unparsed=len(rows) - len(read),
         judge=name,
     )  # fmt: skip
-    write_rows(out, JudgedPair, rows)
+    with whole_or_absent(out) as written:
+        write_rows(written, JudgedPair, rows)
     about = {"judge": name, "counts": result.counts(), "unparsed": result.unparsed, "agreement": result.agreement}
-    out.with_suffix(".json").write_text(json.dumps(about | summary, indent=2) + "\n")
+    write_atomically(out.with_suffix(".json"), json.dumps(about | summary, indent=2) + "\n")
     return result
 
 

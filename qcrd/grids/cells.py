@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -20,7 +19,8 @@ from qcrd.config.grid import Cell
 from qcrd.pipeline.identity import experiment_identity
 from qcrd.records import Explanation, Prediction, Score, read_rows, write_rows
 from qcrd.report.grid.data import CellResult
-from qcrd.storage.artifacts import digest_of, write_atomically
+from qcrd.storage.atomic import discard, whole_or_absent
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
 
 CELL, PREDICTIONS, METRICS, EXPLANATIONS, SCORES = (
@@ -51,17 +51,21 @@ def write_cell(folder: Path, result: CellResult, predictions: list[Prediction], 
     """Write a finished cell. A folder that is there stays as it is."""
     if (folder / CELL).is_file():
         return
-    shutil.rmtree(folder, ignore_errors=True)  # left by a crash
-    folder.mkdir(parents=True)
-    write_rows(folder / PREDICTIONS, Prediction, predictions)
-    write_rows(folder / EXPLANATIONS, Explanation, result.explanations)
-    write_rows(folder / SCORES, Score, result.scores)
-    (folder / METRICS).write_text("".join(json.dumps(dict(row)) + "\n" for row in result.rows))
+    if folder.exists():  # left by a crash of an earlier version
+        discard(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     cell = {
         "row": result.row, "column": result.column, "seed": result.seed, "value": result.value,
         "about": dict(about), "metrics": dict(result.metrics),
     }  # fmt: skip
-    write_atomically(folder / CELL, json.dumps(cell, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    with whole_or_absent(folder) as written:
+        written.mkdir()
+        write_rows(written / PREDICTIONS, Prediction, predictions)
+        write_rows(written / EXPLANATIONS, Explanation, result.explanations)
+        write_rows(written / SCORES, Score, result.scores)
+        (written / METRICS).write_text("".join(json.dumps(dict(row)) + "\n" for row in result.rows))
+        text = json.dumps(cell, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        (written / CELL).write_text(text, encoding="utf-8")
 
 
 def read_cell(folder: Path) -> CellResult | None:

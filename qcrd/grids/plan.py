@@ -14,7 +14,7 @@ from qcrd.evaluate.llm_judge import comparison_requests, comparison_usd
 from qcrd.grids.run import check_grid, jobs_of, paper_hours
 from qcrd.pipeline.run import PlannedStage, fixed_recipe, plan, show_cost
 from qcrd.pipeline.stages_of import Stage, stages_of
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.fingerprints import digest_of
 from qcrd.tasks import get_task, load_questions
 from qcrd.tasks.files import must_be_downloaded
 from qcrd.teacher.cost import CostEstimate, is_free

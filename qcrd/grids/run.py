@@ -37,10 +37,14 @@ from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid.data import CellResult, ComparisonResult, GridResults, Place
 from qcrd.report.grid.report import write_grid_report
 from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
-from qcrd.storage.artifacts import Artifact, digest_of
+from qcrd.storage.artifacts import Artifact
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.storage.output import Storage
-from qcrd.tracking.record import RunRecord, command_line, git_state
+from qcrd.tracking.opening import open_run_record
+from qcrd.tracking.provenance import command_line, git_state
+from qcrd.tracking.record import RunRecord
+from qcrd.tracking.tracker import RunId
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,8 @@ def _run_recorded(
 ) -> tuple[Path, GridResults]:
     config, key = grid.cells[0].config, grid_key(grid)
     folder = output / "records" / key
-    record = RunRecord(folder, key, grid.name, config.tracking, output, display.warn)
-    record.start_with(
+    record = open_run_record(folder, RunId(key, grid.name), config.tracking, output, display.warn)
+    record.start(
         grid.model_dump(mode="json"),
         {"name": grid.name, "title": grid.title, "cells": len(grid.cells), "seeds": list(grid.seeds)},
         {"qcrd.grid": grid.name, "qcrd.simulated": str(grid.simulated).lower()},
@@ -213,9 +217,9 @@ def _run_job(
         return
     display.say(f"▶ cell {count} ({name})")
     child = cell_name(job.cell, job.config.seed)
-    record = RunRecord(
-        parent.folder / child, f"{parent.folder.name}/{child}", child, job.config.tracking,
-        Storage.of(job.config.output).folder, display.warn, parent.folder.name, parent.outage_told,
+    record = open_run_record(
+        parent.folder / child, RunId(f"{parent.folder.name}/{child}", child, parent.folder.name), job.config.tracking,
+        Storage.of(job.config.output).folder, display.warn, parent.outage_told,
     )  # fmt: skip
     try:
         made = run(job.config, display, replace(options, until=job.until), record)

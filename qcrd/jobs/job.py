@@ -22,11 +22,11 @@ from qcrd.config import (
 from qcrd.config.grid import Grid
 from qcrd.config.recipes import project_root, recipe_file
 from qcrd.config.sweep import Sweep
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import is_url
 from qcrd.tasks import get_task
 from qcrd.tasks.parsers import get_parser
-from qcrd.tracking import record as tracking
+from qcrd.tracking import provenance
 
 Made = ExperimentConfig | Grid | Sweep
 RECIPE, COMMIT = "qcrd.recipe", "qcrd.commit"
@@ -95,8 +95,8 @@ def job_of(made: Made, recipe: str, overrides: Sequence[str], flags: Sequence[st
     key = digest_of([verb, reference, _plain(made), list(flags), list(secrets)])[:12]
     command = shlex.join(["python", "-m", "qcrd", verb, reference, *overrides, *flags])
     checks = [f': "${{{name}:?is not set on the node of the driver}}"' for name in secrets]
-    state = tracking.git_state(root)
-    variables = {tracking.COMMIT: state["commit"], tracking.DIRTY: state["dirty"]}
+    state = provenance.git_state(root)
+    variables = {provenance.COMMIT: state["commit"], provenance.DIRTY: state["dirty"]}
     commit = state["commit"] + (", with changes" if state["dirty"] == "true" else "")
     metadata = {RECIPE: reference, COMMIT: commit}
     return Job(f"qcrd-{made.name}-{key}", " && ".join([*checks, command]), root, metadata, variables)

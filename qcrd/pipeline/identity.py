@@ -9,7 +9,8 @@ from typing import Any
 from qcrd.config import ExperimentConfig
 from qcrd.pipeline.stage import Stage
 from qcrd.pipeline.stages import STAGES, stages_of
-from qcrd.storage.artifacts import Artifact, digest_of, fingerprint
+from qcrd.storage.artifacts import Artifact
+from qcrd.storage.fingerprints import digest_of, fingerprint
 from qcrd.storage.output import Storage
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from qcrd.config import ConfigError, DiscriminatorConfig, ExperimentConfig, ScratchSizes, StudentConfig
 from qcrd.models.student import load_tokenizer
-from qcrd.storage.artifacts import folder_digest
+from qcrd.storage.fingerprints import folder_digest
 
 Part = Literal["student", "discriminator"]
 

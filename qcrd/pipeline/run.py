@@ -13,12 +13,15 @@ from qcrd.config import ExperimentConfig
 from qcrd.console import Display
 from qcrd.pipeline.check import check, prepare_output, stages_until
 from qcrd.pipeline.identity import artifact_of, record_folder, stage_identity
+from qcrd.pipeline.recording import start_record
 from qcrd.pipeline.session import start_ray
 from qcrd.pipeline.stage import Stage, StageRun, Summary, short
 from qcrd.pipeline.stages import stages_of
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.output import Storage
+from qcrd.tracking.opening import open_run_record
 from qcrd.tracking.record import RunRecord, read_metrics
+from qcrd.tracking.tracker import RunId
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ def open_record(config: ExperimentConfig, display: Display) -> RunRecord:
     """The record of an experiment that is a run of its own."""
     folder = record_folder(config)
     output = Storage.of(config.output).folder
-    return RunRecord(folder, folder.name, config.name, config.tracking, output, display.warn)
+    return open_run_record(folder, RunId(folder.name, config.name), config.tracking, output, display.warn)
 
 
 @contextlib.contextmanager
@@ -83,7 +86,7 @@ def run(
             name = storage.name_of(record_folder(config))
             stack.enter_context(recorded_alone(storage, name, display=display))
             record = open_record(config, display)
-        record.start(config, {})
+        start_record(record, config, {})
         status = "FAILED"
         try:
             finished = _run_stages(config, stages_until(config, options.until), display, record, options)

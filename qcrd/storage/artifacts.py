@@ -9,7 +9,6 @@ counts are not in it. Where the output is a URL, a finished artifact is publishe
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -19,61 +18,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from qcrd.storage.atomic import move, sync_all, write_atomically
+from qcrd.storage.fingerprints import digest_of, file_digest
 from qcrd.storage.output import Storage
 
 MARKER = "artifact.json"
 
 
-def canonical_json(value: Any) -> str:
-    """JSON with one spelling for one value."""
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
-
-
-def digest_of(value: Any) -> str:
-    """SHA-256 of a plain value."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def file_digest(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def folder_digest(folder: Path) -> str:
-    """SHA-256 over names and contents of all files of a folder."""
-    names = sorted(path for path in folder.rglob("*") if path.is_file())
-    return digest_of({path.relative_to(folder).as_posix(): file_digest(path) for path in names})
-
-
-def fingerprint(stage: str, version: int, settings: Mapping[str, Any], inputs: Mapping[str, str]) -> str:
-    """Twelve hex digits that name an artifact by everything that decides its content."""
-    return digest_of({"stage": stage, "version": version, "settings": settings, "inputs": inputs})[:12]
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a small file so that a reader sees the old or the new content, also after a crash."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("w") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a folder's renames durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def model_folder(output: str, model: str) -> Path:
-    """A model folder on this node. `model`: a path, or the URL of one in an artifact of `output`, which is fetched."""
-    storage = Storage.of(output)
+def model_folder(storage: Storage, model: str) -> Path:
+    """A model folder on this node. `model`: a path, or the URL of one in an artifact of `storage`, which is fetched."""
     if not (storage.is_remote and model.startswith(f"{storage.place}/")):
         return Path(model)
     stage, artifact, *rest = model.removeprefix(f"{storage.place}/").split("/")
@@ -146,9 +99,7 @@ class Artifact:
         folder = self.working_path
         names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
         files = {name: file_digest(folder / name) for name in names}
-        for name in names:
-            with (folder / name).open("rb") as stream:
-                os.fsync(stream.fileno())
+        sync_all(folder)
         marker = {
             "stage": self.stage,
             "name": self.name,
@@ -162,9 +113,8 @@ class Artifact:
         write_atomically(folder / MARKER, json.dumps(marker, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
         self.storage.publish(self.full_name, folder)
         try:
-            folder.rename(self.path)
+            move(folder, self.path)
         except OSError:
             if not self.is_finished():
                 raise
             shutil.rmtree(folder)
-        sync_folder(self.path.parent)

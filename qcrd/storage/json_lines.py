@@ -6,12 +6,12 @@ What stands after the last line end was torn by a crash. Knows nothing about wha
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from qcrd.storage.atomic import append, cut
 
 
 def json_line(row: Mapping[str, Any]) -> str:
@@ -30,35 +30,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def append_line(path: Path, line: str, sync: bool = False) -> None:
-    """Add a line, all of it or nothing; with `sync` it is on the disk on return. Raises `OSError` that names the file.
-
-    What did not fit on a full disk is taken back: behind a torn line the next one could not be read.
-    """
-    data = line.encode()
-    try:
-        file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-        try:
-            _write(file, data, sync)
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def _write(file: int, data: bytes, sync: bool) -> None:
-    length, done = os.fstat(file).st_size, 0
-    try:
-        while done < len(data):
-            done += os.write(file, data[done:])
-        if sync:
-            os.fsync(file)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.ftruncate(file, length)
-        raise
+    """Add a line, all of it or nothing; with `sync` it is on the disk on return. Raises `OSError` that names `path`."""
+    append(path, line.encode(), sync)
 
 
 def cut_torn_line(path: Path) -> None:
     """Make a file end with its last complete line, so that it can be added to. It need not be there."""
     if path.exists():
-        os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+        cut(path, path.read_bytes().rfind(b"\n") + 1)

@@ -9,116 +9,29 @@ inside the output, since that is the same on every node. Knows nothing about wha
 from __future__ import annotations
 
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
-import shutil
-import signal
 import socket
-import threading
-import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import fsspec
-import tenacity
+from qcrd.storage import mirror
+from qcrd.storage.atomic import discard, staged
+from qcrd.storage.bucket import Bucket
+from qcrd.storage.lease import leased
+from qcrd.storage.locks import locked
 
 FILES = ".files.json"
 MARK = ".output.json"
-SYNCED = ".synced.json"
-SYNC_SECONDS = 5.0  # between two looks at what is mirrored
-RETRY_SECONDS = 120.0  # how long a storage that does not answer is asked again
-BEAT_SECONDS, STALE_SECONDS = 5.0, 60.0  # of a lease: its holder says that it lives, others believe that it does
-LOOK_SECONDS = 1.0  # between two looks at a lease of another node
-T = TypeVar("T")
-
-
-class StorageAway(OSError):
-    """A bucket did not answer, or refused to, for as long as it was asked again; or a lease in it was lost."""
 
 
 def is_url(place: str) -> bool:
     """Whether an output is one that fsspec has to reach."""
     return "://" in place
-
-
-def _again(error: BaseException) -> bool:
-    """Whether a call that failed may succeed later; of a server that is away libraries raise errors of their own."""
-    final = (FileNotFoundError, FileExistsError, PermissionError, IsADirectoryError, ImportError, ValueError)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # this node's disk
-        return False
-    return isinstance(error, Exception) and not isinstance(error, final)
-
-
-def patiently(call: Callable[..., T], *arguments: Any, **named: Any) -> T:
-    """The call's result, tried again while the storage is away. Raises `StorageAway` in the end."""
-    retry = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_again), stop=tenacity.stop_after_delay(RETRY_SECONDS),
-        wait=tenacity.wait_exponential_jitter(0.2, 10), reraise=True,
-    )  # fmt: skip
-    try:
-        return retry(call, *arguments, **named)
-    except Exception as error:
-        if not _again(error):
-            raise
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise StorageAway(f"the output's storage has not answered for {RETRY_SECONDS:g} s: {reason}") from error
-
-
-class _Bucket:
-    """Whole objects below one URL, by name. Every call is patient."""
-
-    def __init__(self, url: str) -> None:
-        """Raises `ValueError` for a URL that cannot be reached by name."""
-        try:
-            self.fs, root = fsspec.url_to_fs(url, use_listings_cache=False)
-        except (ImportError, ValueError) as error:
-            raise ValueError(f"output: {url!r} cannot be reached: {error}") from error
-        self.root = str(root).rstrip("/")
-
-    def path(self, name: str) -> str:
-        return f"{self.root}/{name}"
-
-    def is_file(self, name: str) -> bool:
-        with contextlib.suppress(FileNotFoundError):
-            return patiently(self.fs.info, self.path(name))["type"] == "file"
-        return False
-
-    def read(self, name: str) -> bytes:
-        return patiently(self.fs.cat_file, self.path(name))
-
-    def write(self, name: str, data: bytes, mode: str = "overwrite") -> None:
-        patiently(self.fs.pipe_file, self.path(name), data, mode=mode)
-
-    def put(self, file: Path, name: str) -> None:
-        patiently(self.fs.put_file, str(file), self.path(name))
-
-    def get(self, name: str, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        patiently(self.fs.get_file, self.path(name), str(file))
-
-    def version(self, name: str) -> str:
-        """Changes whenever the object does."""
-        return str(patiently(self.fs.ukey, self.path(name)))
-
-    def names(self, folder: str) -> list[str]:
-        """Of all objects in a folder and below it."""
-        try:
-            found = patiently(self.fs.find, self.path(folder))
-        except FileNotFoundError:
-            return []
-        return sorted(str(path).lstrip("/").removeprefix(f"{self.root.lstrip('/')}/") for path in found)
-
-    def remove(self, names: Sequence[str]) -> None:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                patiently(self.fs.rm_file, self.path(name))
 
 
 @dataclass(frozen=True)
@@ -153,8 +66,8 @@ class Storage:
         return scratch.resolve() / f"{tail}-{hashlib.sha256(self.place.encode()).hexdigest()[:12]}{self.copy}"
 
     @cached_property
-    def _bucket(self) -> _Bucket:
-        return _Bucket(self.place)
+    def _bucket(self) -> Bucket:
+        return Bucket(self.place)
 
     def __getstate__(self) -> dict[str, Any]:
         return {"place": self.place, "copy": self.copy}  # a client of the bucket stays in its process
@@ -208,25 +121,30 @@ class Storage:
                 "must be a folder that all of them share, or a URL (s3://…)"
             )
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+        fetched = False
         try:
-            if self._bucket.is_file(f"{name}/{FILES}"):
-                temporary.mkdir()
-                for file, size in json.loads(self._bucket.read(f"{name}/{FILES}")).items():
-                    self._bucket.get(f"{name}/{file}", temporary / file)
-                    if (found := (temporary / file).stat().st_size) != size:
-                        raise OSError(f"{self.place}/{name}/{file} has {found} bytes, not {size}")
-            else:
-                self._bucket.get(name, temporary)
-            if replace:
-                _remove(target)
-            if not target.is_dir():  # else another process was faster
-                temporary.replace(target)
+            with staged(target) as temporary:
+                self._download(name, temporary)
+                fetched = True
+                if replace and target.is_dir():
+                    discard(target)
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{self.place}/{name} is not there") from error
-        finally:
-            _remove(temporary)
+        except OSError:
+            if not (fetched and target.is_dir()):  # else another process was faster
+                raise
         return target
+
+    def _download(self, name: str, target: Path) -> None:
+        """A published folder or file. Raises `FileNotFoundError`."""
+        if not self._bucket.is_file(f"{name}/{FILES}"):
+            self._bucket.get(name, target)
+            return
+        target.mkdir()
+        for file, size in json.loads(self._bucket.read(f"{name}/{FILES}")).items():
+            self._bucket.get(f"{name}/{file}", target / file)
+            if (found := (target / file).stat().st_size) != size:
+                raise OSError(f"{self.place}/{name}/{file} has {found} bytes, not {size}")
 
     def fetch_all(self, names: Mapping[str, str]) -> dict[str, Path]:
         """`fetch` of the folders of some stages: stage → name."""
@@ -271,80 +189,11 @@ class Storage:
     def locked(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
         """Keep out others that want to do the same, here, in another process of this machine, or on another node where
         the output is a URL. `on_wait` is called where somebody else is at it."""
-        place = self.folder / ".locks" / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with place.open("w") as stream:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                on_wait()
-                fcntl.flock(stream, fcntl.LOCK_EX)
-            with self._leased(name, on_wait) if self.is_remote else contextlib.nullcontext():
-                yield  # closing the file ends the lock, as does the end of the process
-
-    @contextlib.contextmanager
-    def _leased(self, name: str, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Keep out other nodes, while this process lives.
-
-        Nodes are not asked for the time: a holder that has not said anything for `STALE_SECONDS` of ours is gone. One
-        that only stood still for so long stops as soon as it finds that another node has taken over: it is interrupted
-        as by Ctrl-C, once, and the block raises `StorageAway`.
-        """
-        owner = {"host": socket.gethostname(), "process": os.getpid(), "id": uuid.uuid4().hex}
-        place = f".holders/{name}"
-        ours = self._take(place, owner, on_wait)
-        lost = threading.Event()
-
-        def say(news: dict[str, Any]) -> bool:
-            """Whether there was somebody to tell it to: nobody asks for a lease that is not the newest."""
-            if self._bucket.names(place)[-1:] != [ours]:
-                return False
-            self._bucket.write(ours, json.dumps({**owner, **news}).encode())
-            return True
-
-        def beat() -> None:
-            if not say({"beat": time.time()}) and not lost.is_set():
-                lost.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-
-        try:
-            with _every(BEAT_SECONDS, beat):
-                yield
-        finally:
-            if not say({"ended": True}):
-                raise StorageAway(f"{name}: this process stood still for so long that another one has taken over")
-
-    def _take(self, place: str, owner: dict[str, Any], on_wait: Callable[[], None]) -> str:
-        """Wait for a lease, and return its name. Of a store it needs that it creates an object only where there is
-        none, and that it lists what was created before (S3, GCS).
-
-        Leases of a place are numbered. Whoever finds that the newest is over, or its holder gone, creates the next,
-        which one alone can do, and has it if it is the newest then. The newest is never removed, so numbers only rise.
-        Hence whatever a slow process does late (creates, beats, ends, removes) is done to older leases, which nobody
-        asks any more: two that found the same holder gone cannot both take over.
-        """
-        seen, since, waited = b"", time.monotonic(), False
-        while True:
-            names = self._bucket.names(place)
-            try:
-                there = self._bucket.read(names[-1]) if names else b'{"ended": true}'
-            except FileNotFoundError:  # there is a newer one
-                continue
-            lease = json.loads(there)
-            if lease.get("id") == owner["id"]:
-                self._bucket.remove(names[:-1])
-                return names[-1]
-            if there != seen:
-                seen, since = there, time.monotonic()
-            if "ended" in lease or _has_died(lease) or time.monotonic() - since > STALE_SECONDS:
-                number = int(names[-1].rpartition("/")[2]) + 1 if names else 1
-                with contextlib.suppress(FileExistsError):  # another one was faster, or the answer to ours was lost
-                    self._bucket.write(f"{place}/{number:012d}", json.dumps(owner).encode(), mode="create")
-                continue
-            if not waited:
-                on_wait()
-                waited = True
-            time.sleep(LOOK_SECONDS)
+        with contextlib.ExitStack() as held:
+            held.enter_context(locked(self.folder / ".locks" / name, on_wait))
+            if self.is_remote:
+                held.enter_context(leased(self._bucket, name, on_wait))
+            yield
 
     # -- what grows -----------------------------------------------------------------------------------------------
 
@@ -359,108 +208,11 @@ class Storage:
         if not self.is_remote:
             yield
             return
-        for name in folders:
-            self._pull(name, without)
-
-        def push() -> None:
-            for name in folders:
-                self._push(name, without)
-
-        try:
-            with _every(SYNC_SECONDS, push):
-                yield
-        finally:
-            push()
+        with mirror.mirrored(self._bucket, self.folder, folders, without):
+            yield
 
     def pull(self, folder: str) -> Path:
         """What is mirrored of a folder, in this copy, which must be one for reading."""
         if self.is_remote:
-            self._pull(folder, ())
+            mirror.pull(self._bucket, self.folder, folder)
         return self.folder / folder
-
-    def _pull(self, name: str, without: Sequence[str]) -> None:
-        known = self._known(name)
-        for file in self._bucket.names(name):
-            if file.removeprefix(f"{name}/").partition("/")[0] in without:
-                continue
-            version, path = self._bucket.version(file), self.folder / file
-            if path.exists() and known.get(file, {}).get("version") == version:
-                continue  # nobody else has written since, so this node's is as new, or newer
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._bucket.get(file, temporary)
-            temporary.replace(path)
-            known[file] = {"version": version, "state": _state(path)}
-        self._remember(name, known)
-
-    def _push(self, name: str, without: Sequence[str]) -> None:
-        known = self._known(name)
-        for path in sorted((self.folder / name).rglob("*")):
-            parts = path.relative_to(self.folder / name).parts
-            if not path.is_file() or parts[0] in without or any(part.startswith(".") for part in parts):
-                continue
-            file, state = self.name_of(path), _state(path)
-            if known.get(file, {}).get("state") != state:
-                self._bucket.put(path, file)
-                known[file] = {"version": self._bucket.version(file), "state": state}
-        self._remember(name, known)
-
-    def _known(self, name: str) -> dict[str, dict[str, Any]]:
-        """What was last taken from, or brought to, the bucket."""
-        path = self.folder / name / SYNCED
-        return json.loads(path.read_text()) if path.exists() else {}
-
-    def _remember(self, name: str, known: dict[str, dict[str, Any]]) -> None:
-        path = self.folder / name / SYNCED
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{SYNCED}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known))
-        temporary.replace(path)
-
-
-@contextlib.contextmanager
-def _every(seconds: float, call: Callable[[], None]) -> Iterator[None]:
-    """A thread makes the call again and again until the block ends. A storage that is away waits for the next time."""
-    ended = threading.Event()
-
-    def go_on() -> None:
-        while not ended.wait(seconds):
-            with contextlib.suppress(OSError):
-                call()
-
-    thread = threading.Thread(target=go_on, name="qcrd-storage", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join()
-
-
-def _state(path: Path) -> list[int]:
-    """Changes when the file does."""
-    about = path.stat()
-    return [about.st_mtime_ns, about.st_size]
-
-
-def _has_died(owner: dict[str, Any]) -> bool:
-    """Whether the holder of a lease was a process of this machine that is gone."""
-    return owner["host"] == socket.gethostname() and not is_alive(owner["process"])
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine is there."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

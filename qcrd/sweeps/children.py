@@ -14,11 +14,15 @@ from qcrd.distill.loop import Event
 from qcrd.distill.population import newest_life
 from qcrd.distill.results import kept_rows
 from qcrd.distill.train import training_name
+from qcrd.pipeline.recording import start_record
 from qcrd.storage.output import Storage
 from qcrd.sweeps.plan import label_of
 from qcrd.sweeps.record import SweepRecord
 from qcrd.sweeps.search_space import most_samples
-from qcrd.tracking.record import RunRecord, is_behind, is_open, read_metrics
+from qcrd.tracking.mlflow_tracker import is_behind
+from qcrd.tracking.opening import open_run_record
+from qcrd.tracking.record import RunRecord, is_open, read_metrics
+from qcrd.tracking.tracker import RunId
 
 
 class SweepChildren:
@@ -43,9 +47,9 @@ class SweepChildren:
             if child.folder == folder:
                 child.join()
         parent = self.parent.folder.name
-        return RunRecord(
-            folder, f"{parent}/{folder.name}", f"{name}, seed {seed}", self._sweep.base.tracking, self._storage.folder,
-            self._display.warn, parent, self.parent.outage_told,
+        return open_run_record(
+            folder, RunId(f"{parent}/{folder.name}", f"{name}, seed {seed}", parent), self._sweep.base.tracking,
+            self._storage.folder, self._display.warn, self.parent.outage_told,
         )  # fmt: skip
 
     def on_event(self, event: Event) -> None:
@@ -56,7 +60,8 @@ class SweepChildren:
             return
         if (key, seed) not in self._open:
             child = self.open(key, seed)
-            child.start(self._sweep.config(self._record.trials[key].values, seed, self._most), {"qcrd.trial": key})
+            config = self._sweep.config(self._record.trials[key].values, seed, self._most)
+            start_record(child, config, {"qcrd.trial": key})
             self._open[key, seed] = child
         child = self._open[key, seed]
         if event["kind"] == "metrics":

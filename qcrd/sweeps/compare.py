@@ -22,11 +22,14 @@ from qcrd.report.sweep.data import Configuration, Status, SweepResults
 from qcrd.report.sweep.page import page_of, write_sweep_report
 from qcrd.report.sweep.sections import choice_line, counts_line, importance_line, others, ranking, subject_of
 from qcrd.report.sweep.statistics import best_choice, importance
-from qcrd.storage.artifacts import digest_of, write_atomically
+from qcrd.storage.atomic import write_atomically
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import Storage
 from qcrd.tracking.mlflow_runs import ACCURACY, MlflowAway, TrackedRun, experiments, read_runs
-from qcrd.tracking.mlflow_view import STATE, redacted, tracking_uri
-from qcrd.tracking.record import ITEMS, command_line, read_items, read_metrics
+from qcrd.tracking.mlflow_server import tracking_uri
+from qcrd.tracking.mlflow_tracker import STATE
+from qcrd.tracking.provenance import command_line, redacted
+from qcrd.tracking.record import ITEMS, read_items, read_metrics
 
 EARLY_STOPPED, HISTORY = "qcrd.early_stopped", "qcrd.history"
 SHOWN = 20

@@ -17,7 +17,8 @@ from qcrd.distill.loop import schedule_of
 from qcrd.grids.plan import GridPlan, plan_grid
 from qcrd.pipeline.run import StudentJob, check
 from qcrd.pipeline.stages_of import stages_of
-from qcrd.storage.artifacts import MARKER, digest_of
+from qcrd.storage.artifacts import MARKER
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import Storage, is_url
 from qcrd.sweeps.record import SweepRecord
 from qcrd.sweeps.search_space import Values, description, finite_values, grid, key_of, listed, most_samples

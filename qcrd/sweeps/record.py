@@ -19,7 +19,7 @@ from typing import Any
 
 from qcrd.config import ConfigError
 from qcrd.report.sweep.data import Configuration, Status, SweepResults
-from qcrd.storage.artifacts import write_atomically
+from qcrd.storage.atomic import write_atomically
 from qcrd.storage.json_lines import append_line, cut_torn_line, json_line, read_json_lines
 
 SWEEP, TRIALS, REPORT = "sweep.json", "trials.jsonl", "report"

@@ -65,7 +65,9 @@ from qcrd.sweeps.search_space import (
 from qcrd.sweeps.seeds import SeedJob
 from qcrd.sweeps.tune_search import Population, Proposals, Spent, Watch, scheduler_of
 from qcrd.sweeps.tune_trial import resources_of_trial, run_member, run_trial, trials_at_once
-from qcrd.tracking.record import RunRecord, read_metrics
+from qcrd.tracking.opening import open_run_record
+from qcrd.tracking.record import read_metrics
+from qcrd.tracking.tracker import RunId
 
 TUNE_DEFAULTS = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the record is ours
@@ -275,10 +277,10 @@ def run_sweep(
             "space": description(sweep), "searcher": sweep.searcher, "scheduler": sweep.scheduler,
             "simulated": sweep.simulated, "task": config.task.name, "method": config.method, "about": about(),
         })  # fmt: skip
-        parent = RunRecord(
-            output / "records" / folder.name, folder.name, sweep.name, config.tracking, output, display.warn
+        parent = open_run_record(
+            output / "records" / folder.name, RunId(folder.name, sweep.name), config.tracking, output, display.warn
         )
-        parent.start_with(
+        parent.start(
             sweep.model_dump(mode="json", exclude={"space"}) | {"space": description(sweep)},
             {"name": sweep.name, "title": sweep.title, "searcher": sweep.searcher, "scheduler": sweep.scheduler,
              "fields": ", ".join(sweep.space), "seeds": list(sweep.seeds)},

@@ -19,7 +19,7 @@ from ray.tune.search.sample import Categorical, Domain, Float, Integer, Quantize
 from qcrd.config import ConfigError
 from qcrd.config.sweep import NUM_SAMPLES, Sweep
 from qcrd.seeding import generator, stable_seed
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.fingerprints import digest_of
 
 Values = dict[str, Any]
 MOST_VALUES = 1000  # of an integer range that counts as a list of values

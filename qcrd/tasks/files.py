@@ -10,12 +10,9 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from qcrd.config import (
-    BenchmarkTaskConfig,
-    ConfigError,
-    TaskSettings,
-)
-from qcrd.storage.artifacts import file_digest
+from qcrd.config import BenchmarkTaskConfig, ConfigError, TaskSettings
+from qcrd.storage.atomic import staged
+from qcrd.storage.fingerprints import file_digest
 
 TIMEOUT_SECONDS = 60.0
 DOWNLOAD = "download"
@@ -97,14 +94,11 @@ def downloaded(url: str, sha256: str) -> Path:
     if target.is_file() and file_digest(target) == sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
-            temporary.write_bytes(response.read())
-        _check_digest(temporary, sha256, url)
-        temporary.replace(target)
+        with staged(target) as temporary:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+                temporary.write_bytes(response.read())
+            _check_digest(temporary, sha256, url)
     except OSError as error:  # URLError is one
         raise ConfigError(f"task.path: '{url}' could not be downloaded ({error}); give a local file") from error
-    finally:
-        temporary.unlink(missing_ok=True)
     return target

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.config import BenchmarkTaskConfig, ConfigError
-from qcrd.storage.artifacts import canonical_json, digest_of, file_digest
+from qcrd.storage.fingerprints import canonical_json, digest_of, file_digest
 from qcrd.tasks.files import DOWNLOAD, data_folder, downloaded, is_url
 
 Row = Mapping[str, Any]

@@ -16,7 +16,7 @@ import numpy as np
 
 from qcrd.config import BenchmarkTaskConfig, ConfigError
 from qcrd.records import Question
-from qcrd.storage.artifacts import file_digest
+from qcrd.storage.fingerprints import file_digest
 from qcrd.tasks.base import Parser
 from qcrd.tasks.equations import ANSWER_PHRASE, answer_of, is_right, parse, states_answer
 from qcrd.tasks.files import DOWNLOAD, check_file, data_file, is_url

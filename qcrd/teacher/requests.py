@@ -18,7 +18,7 @@ import numpy as np
 from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
 from qcrd.records import SEPARATOR, Question
 from qcrd.seeding import stable_seed
-from qcrd.storage.artifacts import digest_of, folder_digest
+from qcrd.storage.fingerprints import digest_of, folder_digest
 from qcrd.storage.output import Storage
 from qcrd.tasks.base import Prompted
 from qcrd.teacher.backends.base import Call

@@ -13,7 +13,6 @@ about teachers, or about what a reply means.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
@@ -33,8 +32,10 @@ import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from qcrd.storage.artifacts import canonical_json, digest_of, sync_folder
-from qcrd.storage.output import Storage, patiently
+from qcrd.storage.atomic import GrowingFile, is_being_written, move, sync, write_atomically
+from qcrd.storage.bucket import patiently
+from qcrd.storage.fingerprints import canonical_json, digest_of
+from qcrd.storage.output import Storage
 from qcrd.teacher.backends.base import Failure, Record, Reply, as_count
 
 logger = logging.getLogger(__name__)
@@ -215,7 +216,7 @@ class SampleStore:
 
     def locked(self, name: str, on_wait: Callable[[], None]) -> contextlib.AbstractContextManager[None]:
         """Keep out others, on any node, that want to ask for the same; see `Storage.locked`."""
-        return Storage.of(self.path if self.is_local else self.place).locked(name, on_wait)
+        return Storage(self.path if self.is_local else self.place.rstrip("/")).locked(name, on_wait)
 
     def _read_all(self, set_aside: bool) -> StoreIndex:
         names = self._part_names()
@@ -225,7 +226,7 @@ class SampleStore:
         for name in names:
             path = self._readable(name)
             part = _Part(path)
-            if part.damaged and set_aside and not (self.is_local and _is_being_written(path)):
+            if part.damaged and set_aside and not (self.is_local and is_being_written(path)):
                 path = self._set_aside(name, part)
                 part = _Part(path)
             keys += part.keys
@@ -242,8 +243,8 @@ class SampleStore:
         """Make what writers of this machine wrote durable, also where a writer was killed before it did so."""
         if self.is_local:
             for name in self._part_names():
-                with contextlib.suppress(FileNotFoundError), Path(name).open("rb") as stream:
-                    os.fsync(stream.fileno())
+                with contextlib.suppress(FileNotFoundError):
+                    sync(Path(name))
 
     def read_text(self, name: str) -> str | None:
         """A small file beside the parts; None where there is none. Raises `StoreError`, as do those below."""
@@ -313,7 +314,7 @@ class SampleStore:
         )  # fmt: skip
         _put(self._fs, self.is_local, kept, whole)
         with contextlib.suppress(FileNotFoundError):  # another reader was quicker
-            self._do(self._fs.mv, name, target)
+            move(Path(name), Path(target)) if self.is_local else _remotely(self._fs.mv, name, target)
         self._copy([kept])
         return self._readable(kept)
 
@@ -443,37 +444,21 @@ class StoreWriter:
                 return
 
 
-class _LocalPart:
-    """A file that is appended to. It is locked while its writer lives, so that a reader can tell a line that is being
-    written from one that was torn."""
+class _LocalPart(GrowingFile):
+    """A file that is appended to."""
 
     def __init__(self, folder: str, name: str) -> None:
-        Path(folder).mkdir(parents=True, exist_ok=True)
         self.path = f"{folder}/{name}.jsonl"
-        self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        self._length = 0
-        sync_folder(Path(folder))
+        super().__init__(Path(self.path))
 
     def write(self, data: bytes) -> None:
-        done = 0
-        try:
-            while done < len(data):
-                done += os.write(self._file, data[done:])
-        except OSError:
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._file, self._length)  # what did not fit is not left torn
-            raise
-        self._length += len(data)
+        self.append(data)
 
     def pending(self) -> list[tuple[str, bytes]]:
         return []
 
     def flush(self, pending: list[tuple[str, bytes]]) -> None:
-        os.fsync(self._file)
-
-    def close(self) -> None:
-        os.close(self._file)
+        self.sync()
 
 
 class _RemotePart:
@@ -545,20 +530,4 @@ def _put(fs: fsspec.AbstractFileSystem, is_local: bool, path: str, data: bytes, 
         return
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as stream:
-        stream.write(data)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(target)
-    sync_folder(target.parent)
-
-
-def _is_being_written(path: Path) -> bool:
-    """Whether the part's writer lives. A torn line at its end is then one that is not finished yet."""
-    with path.open("rb") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except OSError:
-            return True
-        return False
+    write_atomically(target, data)

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qcrd.tracking.mlflow_view import ask_server, import_mlflow, redacted
+from qcrd.tracking.mlflow_server import ask_server, import_mlflow
+from qcrd.tracking.provenance import redacted
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -1,9 +1,9 @@
-"""The record of a run: local files are the truth, MLflow is a view of them.
+"""The record of a run: local files are the truth, a tracker shows a copy of them.
 
-A run's folder holds `config.json`, `metrics.jsonl` (a row a line), `items.jsonl` (everything else MLflow should show)
-and `mlflow.json` (how far MLflow has got). One background thread copies what is new to MLflow. Where MLflow cannot be
-reached the run goes on after one warning, and the next sync, or the next `qcrd run`, copies the rest. This module knows
-nothing about stages, Ray or models, and leaves all calls of MLflow to `mlflow_view.py`.
+A run's folder holds `config.json`, `metrics.jsonl` (a row a line) and `items.jsonl` (everything else that a tracker
+should show). One background thread hands what is new to the tracker. Where that cannot be reached the run goes on after
+one warning, and the next sync, or the next `qcrd run`, copies the rest. This module knows nothing about stages, Ray or
+models, nor about MLflow, which is one tracker (tracker.py).
 """
 
 from __future__ import annotations
@@ -11,18 +11,17 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import subprocess
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from qcrd.config import ExperimentConfig, TrackingConfig, flatten
-from qcrd.storage.artifacts import file_digest, folder_digest, write_atomically
+from qcrd.storage.atomic import write_atomically
+from qcrd.storage.fingerprints import file_digest, folder_digest
 from qcrd.storage.json_lines import append_line, cut_torn_line, json_line, read_json_lines
-from qcrd.tracking.mlflow_view import RESERVED, STATE, MlflowView, Row, Warn, import_mlflow, redacted, server_of
+from qcrd.tracking.provenance import git_state, redacted
+from qcrd.tracking.tracker import RESERVED, Item, MetricRow, Tracker, Warn
 
 METRICS, ITEMS, CONFIG = "metrics.jsonl", "items.jsonl", "config.json"
 SYNC_SECONDS = 5.0  # between two syncs
@@ -32,33 +31,12 @@ OUTAGE_SECONDS = 10.0  # the same where the last sync had failed
 logger = logging.getLogger(__name__)
 
 
-COMMIT, DIRTY = "QCRD_GIT_COMMIT", "QCRD_GIT_DIRTY"
-"""Variables that say of which commit the code of a submitted job is, which travels without its repository."""
-
-
-def git_state(folder: Path) -> dict[str, str]:
-    """Commit of the repository around `folder`, and whether tracked files differ from it; "unknown" without one."""
-    try:
-        commit, status = (
-            subprocess.run(["git", "-C", str(folder), *command], capture_output=True, text=True, timeout=10, check=True)
-            for command in (["rev-parse", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": os.environ.get(COMMIT, "unknown"), "dirty": os.environ.get(DIRTY, "unknown")}
-    return {"commit": commit.stdout.strip(), "dirty": "true" if status.stdout.strip() else "false"}
-
-
-def command_line(words: Sequence[str]) -> str:
-    """The command that a process was started with, as a report may show it. `words`: what follows `qcrd`."""
-    return redacted(" ".join(["qcrd", *words]))
-
-
-def read_metrics(folder: Path) -> list[Row]:
+def read_metrics(folder: Path) -> list[MetricRow]:
     """All metric rows of a run's folder: {"stage", "step", "time", metric: float}. A torn last line is left out."""
     return [{k: v if k in RESERVED else float(v) for k, v in row.items()} for row in _read_lines(folder / METRICS)]
 
 
-def read_items(folder: Path) -> list[dict[str, Any]]:
+def read_items(folder: Path) -> list[Item]:
     """All else that a run's folder records, oldest first: {"kind": "start", "time", "params", "tags"}, {"kind": "end",
     "time", "status"}, artifacts, data sets and students."""
     return _read_lines(folder / ITEMS)
@@ -74,33 +52,23 @@ def _line(row: Mapping[str, Any]) -> str:
 
 
 class RunRecord:
-    """One run: its local record, and the thread that copies it to MLflow. Methods may be called from any thread.
+    """One run: its local record, and the thread that copies it to a tracker. Methods may be called from any thread.
 
-    `run_key` is the identity of the experiment: the same key continues the same MLflow run. Within one stage the steps
-    of a metric rise; a step that MLflow already has is not sent again. `warn` gets what a person should know.
+    Within one stage the steps of a metric rise; a step that the tracker already has is not sent again.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        run_key: str,
-        run_name: str,
-        tracking: TrackingConfig,
-        output: Path,
-        warn: Warn = logger.warning,
-        parent: str | None = None,
+        self, folder: Path, output: Path, tracker: Tracker, warn: Warn = logger.warning,
         outage_told: threading.Event | None = None,
-    ) -> None:
-        """`parent`: the key of the run that this one is a part of. `outage_told`: that of another record, so that a
-        person is told once for both that MLflow is away."""
+    ) -> None:  # fmt: skip
+        """Opens the record in `folder`, which may be there. `output`: what recorded paths begin at, so that they mean
+        the same on other nodes. `warn` gets what a person should know. `outage_told`: that of another record, so that a
+        person is told once for both that the tracker is away."""
         folder.mkdir(parents=True, exist_ok=True)
         cut_torn_line(folder / METRICS)
         cut_torn_line(folder / ITEMS)
-        self.folder, self._output, self._warn = folder, output.resolve(), warn
+        self.folder, self._output, self._tracker, self._warn = folder, output.resolve(), tracker, warn
         self._rows, self._items = read_metrics(folder), read_items(folder)
-        self._view = None
-        if tracking.enabled:
-            self._view = MlflowView(folder, run_key, run_name, tracking, self._output, warn, parent)
         self._lock = threading.Lock()
         self._wake = threading.Event()
         self._thread: threading.Thread | None = None
@@ -108,19 +76,11 @@ class RunRecord:
         self._stopping = False
         self._failing = False
         self.outage_told = outage_told or threading.Event()
-        self._copied: tuple[list[Row], int] = ([], 0)  # list of rows, and how many of them MLflow has
+        self._copied: tuple[list[MetricRow], int] = ([], 0)  # list of rows, and how many of them the tracker has
 
-    def start(self, config: ExperimentConfig, tags: Mapping[str, str]) -> None:
-        """Write the configuration, note the run as running, and begin to copy to MLflow."""
-        own = {
-            "qcrd.method": config.method,
-            "qcrd.task": config.task.name,
-            "qcrd.simulated": str(config.teacher.kind == "simulated").lower(),
-        }
-        self.start_with(config.model_dump(mode="json"), flatten(config), {**own, **tags})
-
-    def start_with(self, settings: Mapping[str, Any], params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
-        """`start` for a run that is not one experiment."""
+    def start(self, settings: Mapping[str, Any], params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Write the run's settings, note it as running, and begin to copy. `params`: dotted key → value, which a
+        tracker can compare runs by."""
         text = json.dumps(redacted(settings), indent=2, ensure_ascii=False)
         write_atomically(self.folder / CONFIG, text + "\n")
         code = git_state(Path(__file__).parent)
@@ -157,7 +117,7 @@ class RunRecord:
         self._add({"kind": "dataset", "name": name, **profile})
 
     def add_student(self, folder: Path, name: str = "student") -> None:
-        """Log a student (model, tokenizer, `qcrd.json`) as an MLflow model, once for each content."""
+        """Log a student (model, tokenizer, `qcrd.json`) as a model, once for each content."""
         if not (folder / "qcrd.json").is_file():
             raise ValueError(f"{folder}: a student's folder holds qcrd.json, this one does not")
         self._add({"kind": "student", "path": self._relative(folder), "name": name, "digest": folder_digest(folder)})
@@ -165,7 +125,8 @@ class RunRecord:
     def register_student(self, folder: Path, name: str, alias: str) -> None:
         """Register a student that some run has logged (`add_student`) as a version of a model, and give it an alias.
 
-        MLflow must have the student by then. To register once more is to try once more, and makes no second version.
+        The tracker must have the student by then. To register once more is to try once more, and makes
+        no second version.
         """
         digest = folder_digest(folder)
         self._add({"kind": "register", "path": self._relative(folder), "name": name, "alias": alias, "digest": digest})
@@ -175,20 +136,21 @@ class RunRecord:
         self._add({"kind": "tags", "tags": dict(tags)})
 
     def begin_sync(self) -> None:
-        """Start the thread. The caller imports mlflow: two threads that import at once can get half a module."""
-        if self._view is None or self._thread is not None:
+        """Start the thread. The tracker gets ready here: two threads that import at once can get half a module."""
+        if self._thread is not None:
             return
         try:
-            import_mlflow()
+            if not self._tracker.begin():
+                return
         except Exception as error:  # noqa: BLE001 - a broken tracker must not end a run; the local record goes on
             self._outage(error)
             return
-        self._thread = threading.Thread(target=self._run, name="qcrd-mlflow", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="qcrd-tracker", daemon=True)
         self._thread.start()
 
     def flush(self) -> bool:
-        """Wait until MLflow has all recorded before this call. False where it cannot be reached or stands still."""
-        if self._view is None or self._thread is None:
+        """Wait until the tracker has all recorded before this call. False where there is none, or it stands still."""
+        if self._thread is None:
             return False
         with self._lock:
             self._asked += 1
@@ -197,14 +159,14 @@ class RunRecord:
         self._wake.set()
         since = time.monotonic()
         while self._answered < ticket:
-            if time.monotonic() - max(since, self._view.progress) > limit:
+            if time.monotonic() - max(since, self._tracker.progress) > limit:
                 self._outage(TimeoutError(f"no progress for {limit:.0f} s"))
                 return False
             time.sleep(0.02)
         return not self._failing
 
     def close(self, status: Literal["FINISHED", "FAILED"], wait: bool = True) -> None:
-        """Note how the run ended, and give MLflow a last, bounded chance to catch up; `wait` until then."""
+        """Note how the run ended, and give the tracker a last, bounded chance to catch up; `wait` until then."""
         self._add({"kind": "end", "time": time.time(), "status": status})
         if wait:
             self.flush()
@@ -217,13 +179,13 @@ class RunRecord:
 
     def join(self) -> None:
         """Wait, after `stop`, for the last sync, as long as it makes progress."""
-        while self._thread is not None and self._view is not None and self.is_copying:
+        while self._thread is not None and self.is_copying:
             self._thread.join(0.1)
-            if time.monotonic() - self._view.progress > PROGRESS_SECONDS:
+            if time.monotonic() - self._tracker.progress > PROGRESS_SECONDS:
                 return
 
     def catch_up(self) -> bool:
-        """Copy what MLflow lacks of a run that is over. False where MLflow cannot be reached."""
+        """Copy what the tracker lacks of a run that is over. False where it cannot be reached."""
         self.begin_sync()
         done = self.flush()
         self.stop()
@@ -240,7 +202,7 @@ class RunRecord:
         path = path.resolve()
         return str(path.relative_to(self._output) if path.is_relative_to(self._output) else path)
 
-    def _row(self, stage: str, row: Mapping[str, Any]) -> Row:
+    def _row(self, stage: str, row: Mapping[str, Any]) -> MetricRow:
         metrics = {key: float(value) for key, value in row.items() if key not in RESERVED}
         return {"stage": stage, "step": int(row["step"]), "time": float(row.get("time", time.time())), **metrics}
 
@@ -253,7 +215,7 @@ class RunRecord:
                 same = [old for old in self._items if [old.get(key) for key in keys] == place]
                 if same and same[-1] == item:
                     return
-            append_line(self.folder / ITEMS, _line(item))  # first: MLflow's place in the list is one in the file
+            append_line(self.folder / ITEMS, _line(item))  # first: a tracker's place in the list is one in the file
             self._items.append(item)
 
     def _run(self) -> None:
@@ -273,41 +235,21 @@ class RunRecord:
             self._wake.clear()
 
     def _sync(self) -> None:
-        assert self._view is not None
         with self._lock:
             rows, count, items = self._rows, len(self._rows), list(self._items)
         begin = self._copied[1] if self._copied[0] is rows else 0
-        self._view.sync(rows[begin:count], items)
+        self._tracker.sync(rows[begin:count], items)
         self._copied = (rows, count)
 
     def _outage(self, error: Exception) -> None:
         if not self.outage_told.is_set():
             self.outage_told.set()
             reason = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:300]
-            self._warn(f"MLflow cannot be written, the record in {self.folder} goes on and is copied later ({reason})")
+            later = f"the record in {self.folder} goes on and is copied later"
+            self._warn(f"{self._tracker.name} cannot be written, {later} ({reason})")
 
 
 def is_open(folder: Path) -> bool:
     """Whether a run was started and not ended, which is how a kill leaves it."""
     kinds = [item["kind"] for item in read_items(folder) if item["kind"] in ("start", "end")]
     return kinds[-1:] == ["start"]
-
-
-def is_behind(folder: Path, tracking: TrackingConfig, output: Path) -> bool:
-    """Whether MLflow lacks something of a run that is over, as far as its folder tells."""
-    if not tracking.enabled or not (folder / ITEMS).exists():
-        return False
-    state = json.loads((folder / STATE).read_text()) if (folder / STATE).exists() else {}
-    server = server_of(tracking, output)
-    if {key: state.get(key) for key in server} != server:
-        return True
-    if state.get("parent") is not None and not state.get("has_parent"):
-        return True
-    newest: dict[str, dict[str, int]] = {}
-    for row in read_metrics(folder):
-        for key in row.keys() - RESERVED:
-            steps = newest.setdefault(row["stage"], {})
-            steps[key] = max(row["step"], steps.get(key, row["step"]))
-    unsent = any(state["sent"].get(stage, {}).get(key, -1) < step for stage, steps in newest.items()
-                 for key, step in steps.items())  # fmt: skip
-    return unsent or bool(state["failed"]) or state["items"] < len(read_items(folder))

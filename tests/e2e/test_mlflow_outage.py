@@ -16,8 +16,11 @@ from pathlib import Path
 import pytest
 
 from qcrd.config import ExperimentConfig, TrackingConfig
-from qcrd.tracking.mlflow_view import tracking_uri
-from qcrd.tracking.record import RunRecord, read_metrics
+from qcrd.pipeline.recording import start_record
+from qcrd.tracking.mlflow_server import tracking_uri
+from qcrd.tracking.opening import open_run_record
+from qcrd.tracking.record import read_metrics
+from qcrd.tracking.tracker import RunId
 from tests.tracked import id_of
 
 pytestmark = pytest.mark.e2e
@@ -27,9 +30,11 @@ import sys
 from pathlib import Path
 from qcrd.tracking import record as tracking
 from qcrd.config import TrackingConfig
+from qcrd.tracking.opening import open_run_record
+from qcrd.tracking.tracker import RunId
 tracking.SYNC_SECONDS = 0.01
 output = Path(sys.argv[1])
-run = tracking.RunRecord(output / "run", "key", "name", TrackingConfig(), output)
+run = open_run_record(output / "run", RunId("key", "name"), TrackingConfig(), output)
 run.begin_sync()
 run.flush()
 for step in range(10**6):
@@ -101,8 +106,8 @@ def test_server_that_is_absent_then_comes_dies_and_returns(tmp_path: Path) -> No
     report.write_text("here")
 
     began = time.monotonic()
-    run = RunRecord(folder, "key", "outage", tracking, tmp_path, said.append)
-    run.start(config, {"note": "x"})
+    run = open_run_record(folder, RunId("key", "outage"), tracking, tmp_path, said.append)
+    start_record(run, config, {"note": "x"})
     for step in range(50):
         run.log("train", {"train/loss": 1.0 / (step + 1)}, step=step)
     run.add_artifact(report, "report")
@@ -114,14 +119,14 @@ def test_server_that_is_absent_then_comes_dies_and_returns(tmp_path: Path) -> No
 
     server = start_server(tmp_path, port)
     try:
-        assert RunRecord(folder, "key", "outage", tracking, tmp_path).catch_up()
-        run = RunRecord(folder, "key", "outage", tracking, tmp_path, said.append)
+        assert open_run_record(folder, RunId("key", "outage"), tracking, tmp_path).catch_up()
+        run = open_run_record(folder, RunId("key", "outage"), tracking, tmp_path, said.append)
         client = MlflowClient(tracking_uri=tracking.uri)
         assert shown(str(tracking.uri), id_of(run)) == recorded(folder)
         assert client.get_run(id_of(run)).info.status == "FINISHED"
         assert [item.path for item in client.list_artifacts(id_of(run), "report")] == ["report/report.txt"]
 
-        run.start(config, {"note": "x"})
+        start_record(run, config, {"note": "x"})
         run.log("predict", {"eval/accuracy": 0.5})
         assert run.flush()
         stop_server(server)  # in the middle of a run
@@ -133,7 +138,7 @@ def test_server_that_is_absent_then_comes_dies_and_returns(tmp_path: Path) -> No
 
         server = start_server(tmp_path, port)
         for _ in range(2):
-            assert RunRecord(folder, "key", "outage", tracking, tmp_path).catch_up()
+            assert open_run_record(folder, RunId("key", "outage"), tracking, tmp_path).catch_up()
             assert shown(str(tracking.uri), id_of(run)) == recorded(folder)
         data = client.get_run(id_of(run))
         assert data.inputs is not None
@@ -151,12 +156,12 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_database(
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.DEVNULL) as child:
         limit = time.monotonic() + 300
-        while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*.new")):
+        while not any(path.stat().st_size > 100_000 for path in tmp_path.glob(".mlflow.db.*.tmp/mlflow.db")):
             assert time.monotonic() < limit and child.poll() is None
             time.sleep(0.01)
         child.kill()
     assert not (tmp_path / "mlflow.db").exists()
-    run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path)
+    run = open_run_record(tmp_path / "run", RunId("key", "name"), TrackingConfig(), tmp_path)
     run.log("train", {"train/loss": 1.0}, step=1)
     run.begin_sync()
     assert run.flush() and not list(tmp_path.glob(".mlflow.db*"))
@@ -165,7 +170,7 @@ def test_a_kill_while_mlflow_makes_its_tables_leaves_no_half_database(
 
 def test_killed_run_goes_on_and_no_step_is_shown_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path)
+    run = open_run_record(tmp_path / "run", RunId("key", "name"), TrackingConfig(), tmp_path)
     for _ in range(2):
         child = subprocess.Popen([sys.executable, "-c", CHILD, str(tmp_path)], stdout=subprocess.PIPE)
         assert child.stdout is not None
@@ -174,7 +179,7 @@ def test_killed_run_goes_on_and_no_step_is_shown_twice(tmp_path: Path, monkeypat
         child.wait()
         # its checkpoint was of step 100; what the killed process had sent beyond that is not sent again
         rows = [row for row in read_metrics(tmp_path / "run") if row["step"] <= 100]
-        run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path)
+        run = open_run_record(tmp_path / "run", RunId("key", "name"), TrackingConfig(), tmp_path)
         run.restart_stage("train", [*{row["step"]: row for row in rows}.values()])
     for step in range(101, 2000):
         run.log("train", {"train/loss": float(step)}, step=step)

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.fingerprints import digest_of
 from tests.e2e.whole_runs import WHOLE, assert_same, command, only, rows_of, run
 
 pytestmark = pytest.mark.e2e

@@ -10,7 +10,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from qcrd.storage.artifacts import file_digest
+from qcrd.storage.fingerprints import file_digest
 
 ROOT = Path(__file__).parent.parent.parent
 TINY = [

@@ -18,7 +18,8 @@ from qcrd.rationales.consistency import statistics
 from qcrd.records import Example, Question, Rationale, Sample, Vote, read_rows, write_rows
 from qcrd.tasks import get_task
 from qcrd.teacher.requests import wanted_samples
-from qcrd.tracking.record import RunRecord
+from qcrd.tracking.opening import open_run_record
+from qcrd.tracking.tracker import RunId
 
 SPLITS = ("train", "validation", "test")
 
@@ -42,7 +43,7 @@ def run_stage(config: ExperimentConfig, name: str, folder: Path) -> Path:
     """Run one stage on the folders of those before it, without Ray; returns its folder."""
     stage, out = stage_of(config, name), folder / name
     out.mkdir()
-    record = RunRecord(folder / "record", "x", "x", config.tracking, folder)
+    record = open_run_record(folder / "record", RunId("x", "x"), config.tracking, folder)
     inputs = {one: folder / one for one in stage.inputs(config)}
     stage.run(StageRun(config, name, inputs, {}, out, "", {}, Display(), record, False, False))
     return out

@@ -22,7 +22,7 @@ from qcrd.console import Display
 from qcrd.sweeps.run import run_sweep
 from qcrd.sweeps.search_space import listed
 from qcrd.tracking import record as tracking
-from qcrd.tracking.mlflow_view import RUN_KEY
+from qcrd.tracking.mlflow_tracker import RUN_KEY
 from qcrd.tracking.record import is_open, read_items
 from tests.e2e.test_mlflow_outage import free_port, recorded, shown, start_server, stop_server
 

@@ -95,7 +95,7 @@ class Job:
     def being_written(self) -> tuple[Path, int] | None:
         """A checkpoint of which a part is on the disk, and the process that writes it."""
         for path in self.training.glob("checkpoints/*.tmp"):
-            if match := re.fullmatch(r"iteration-\d+\..+-(\d+)\.tmp", path.name):
+            if match := re.fullmatch(r"\.iteration-\d+\..+-(\d+)\.tmp", path.name):
                 return path, int(match[1])
         return None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from qcrd.config import with_overrides
 from qcrd.grids.cells import cell_folder, cell_identity
-from qcrd.storage.artifacts import digest_of
+from qcrd.storage.fingerprints import digest_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE.parents[1] / "experiments" / "results" / "real_esnli"

@@ -17,7 +17,7 @@ from qcrd.config import ConfigError
 from qcrd.config.overrides import pairs_of
 from qcrd.jobs.job import EXCLUDES, RECIPE, Job, job_of, needed_variables, refuse_secrets, variable_names
 from qcrd.jobs.submit import auth_token, check_address, exit_code, outcome
-from qcrd.tracking.record import git_state
+from qcrd.tracking.provenance import git_state
 
 ROOT = Path(__file__).parents[2]
 QUICKSTART, GRID, SWEEP = "experiments/quickstart.py", "experiments/quickstart_methods.py", "experiments/sweeps/gap.py"

@@ -12,7 +12,7 @@ from qcrd.config import ExperimentConfig
 from qcrd.distill.discriminator import QuestionRationales
 from qcrd.distill.train import pretrain_discriminator
 from qcrd.records import Question, Rationale, Sample, Vote, read_rows
-from qcrd.storage.artifacts import folder_digest
+from qcrd.storage.fingerprints import folder_digest
 from tests.evaluate.test_splits import SPLITS, run_stage
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]

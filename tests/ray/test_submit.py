@@ -28,7 +28,8 @@ from rich.console import Console
 
 from qcrd.console import Display
 from qcrd.jobs.submit import connect, exit_code, follow
-from qcrd.tracking.record import git_state, read_items
+from qcrd.tracking.provenance import git_state
+from qcrd.tracking.record import read_items
 
 ROOT = Path(__file__).parent.parent.parent
 RECIPE = "experiments/quickstart.py"

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.seeding import generator, stable_seed
-from qcrd.storage.artifacts import Artifact, fingerprint, folder_digest, write_atomically
+from qcrd.storage.artifacts import Artifact
 from qcrd.storage.output import Storage
 
 
@@ -48,34 +47,9 @@ def test_the_digest_is_of_contents_and_not_of_the_summary(tmp_path: Path):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_fingerprints_change_with_stage_version_settings_and_inputs():
-    marks = {
-        fingerprint("s", 1, {"a": 1}, {"q": "d"}), fingerprint("t", 1, {"a": 1}, {"q": "d"}),
-        fingerprint("s", 2, {"a": 1}, {"q": "d"}), fingerprint("s", 1, {"a": 2}, {"q": "d"}),
-        fingerprint("s", 1, {"a": 1}, {"q": "e"}),
-    }  # fmt: skip
-    assert len(marks) == 5
-    assert fingerprint("s", 1, {"a": 1, "b": 2}, {}) == fingerprint("s", 1, {"b": 2, "a": 1}, {})
-
-
 def test_an_unfinished_artifact_has_no_digest(tmp_path: Path):
     with pytest.raises(FileNotFoundError):
         Artifact(Storage.of(tmp_path), "s", "n", "f").digest()
-
-
-def test_write_atomically_leaves_one_file(tmp_path: Path):
-    write_atomically(tmp_path / "a.json", "old")
-    write_atomically(tmp_path / "a.json", "new")
-    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.json", "new")]
-    before = folder_digest(tmp_path)
-    (tmp_path / "b").write_text("")
-    assert folder_digest(tmp_path) != before
-
-
-def test_seeds_are_stable_across_versions_and_told_apart_by_every_name():
-    assert stable_seed("a", 1) == 2125957440892058690
-    assert len({stable_seed("a", 1), stable_seed("a1"), stable_seed("a", "1"), stable_seed(1, "a")}) == 4
-    assert generator(0, "x").random() == generator(0, "x").random() != generator(1, "x").random()
 
 
 def test_the_newest_revision_is_the_last_that_is_finished(tmp_path: Path):

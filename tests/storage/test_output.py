@@ -2,14 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,40 +14,12 @@ from qcrd.config import ConfigError
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress, clear
 from qcrd.evaluate.inference import student_folder
 from qcrd.pipeline.check import prepare_output
-from qcrd.storage import output as storage_module
+from qcrd.storage import bucket as bucket_module
 from qcrd.storage.artifacts import Artifact, model_folder
-from qcrd.storage.output import FILES, Storage, StorageAway
-from tests.s3 import S3, s3_server
-
-BUCKET = "output"
-
-
-@pytest.fixture(scope="module")
-def s3() -> Iterator[S3]:
-    with s3_server(BUCKET) as server:
-        yield server
-
-
-Node = Callable[[str], Storage]
-
-
-@pytest.fixture
-def on_node(s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
-    """The test's output as the node of that name has it."""
-    monkeypatch.setattr(storage_module, "LOOK_SECONDS", 0.02)
-    place = f"s3://{BUCKET}/{tmp_path.name}"
-
-    def enter(node: str) -> Storage:
-        monkeypatch.setenv("QCRD_SCRATCH", str(tmp_path / node))
-        return Storage.of(place)
-
-    return enter
-
-
-def write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    return path
+from qcrd.storage.bucket import StorageAway
+from qcrd.storage.output import FILES, Storage
+from tests.s3 import S3
+from tests.storage.nodes import BUCKET, Node, write
 
 
 def test_a_folder_is_seen_whole_or_not_at_all(on_node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,139 +68,6 @@ def test_a_finished_artifact_is_found_by_another_node(on_node: Node) -> None:
 def test_a_local_folder_that_is_not_there_says_what_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"is not there on node .* all of them share, or a URL"):
         Storage.of(tmp_path).fetch("questions/x")
-
-
-def test_a_lock_keeps_another_node_out_until_its_holder_ends_or_dies(
-    on_node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, there = on_node("a"), on_node("b")
-    order: list[str] = []
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        with here.locked("student-x", lambda: None):
-            inside.set()
-            assert leave.wait(20)
-            order.append("first ends")
-
-    thread = threading.Thread(target=hold)
-    thread.start()
-    assert inside.wait(20)
-
-    def waits() -> None:
-        order.append("second waits")
-        leave.set()
-
-    with there.locked("student-x", waits):
-        order.append("second has it")
-    thread.join()
-    assert order == ["second waits", "first ends", "second has it"]
-    assert here._bucket.names(".holders") == [".holders/student-x/000000000002"]
-
-    gone = {"host": "elsewhere", "process": os.getpid(), "id": "0"}
-    monkeypatch.setattr(storage_module, "STALE_SECONDS", 0.5)
-    here._take(".holders/student-x", gone, lambda: None)
-    started = time.monotonic()
-    with there.locked("student-x", lambda: None):
-        assert time.monotonic() - started > 0.5
-
-
-def ended_process() -> int:
-    process = subprocess.Popen([sys.executable, "-c", ""])
-    process.wait()
-    return process.pid
-
-
-@pytest.mark.parametrize("in_between", [1, 2])
-def test_of_two_that_find_a_holder_dead_one_has_the_lock(
-    on_node: Node, monkeypatch: pytest.MonkeyPatch, in_between: int
-) -> None:
-    """The other one goes on from there only when `in_between` holders have come, and the last of them is inside."""
-    quick, slow = Storage(on_node("n").place, "-quick"), Storage(on_node("n").place, "-slow")
-    quick._take(".holders/x", {"host": socket.gethostname(), "process": ended_process(), "id": "0"}, lambda: None)
-    found, inside, waits = threading.Event(), threading.Event(), threading.Event()
-    order: list[str] = []
-    read = slow._bucket.read
-
-    def stands_still(name: str) -> bytes:
-        lease = read(name)
-        if not found.is_set():
-            found.set()
-            assert inside.wait(30)
-        return lease
-
-    monkeypatch.setattr(slow._bucket, "read", stands_still)
-
-    def is_slow() -> None:
-        with slow.locked("x", waits.set):
-            order.append("slow")
-            waits.set()
-
-    thread = threading.Thread(target=is_slow)
-    thread.start()
-    assert found.wait(30)
-    for _ in range(in_between - 1):
-        with quick.locked("x", lambda: None):
-            pass
-    with quick.locked("x", lambda: None):
-        inside.set()
-        assert waits.wait(30)
-        order.append("quick")
-    thread.join()
-    assert order == ["quick", "slow"]
-
-
-def test_who_stood_still_for_so_long_that_another_took_over_stops(
-    on_node: Node, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    here, there = Storage(on_node("n").place, "-a"), Storage(on_node("n").place, "-b")
-    monkeypatch.setattr(storage_module, "BEAT_SECONDS", 0.2)
-    other = {"host": "elsewhere", "process": 1, "id": "0"}
-    started = time.monotonic()
-    with pytest.raises(StorageAway, match="x: this process stood still"), here.locked("x", lambda: None):
-        monkeypatch.setattr(storage_module, "STALE_SECONDS", -1.0)
-        there._take(".holders/x", other, lambda: None)
-        time.sleep(60)
-    assert time.monotonic() - started < 30
-    (lease,) = here._bucket.names(".holders/x")
-    assert json.loads(here._bucket.read(lease)) == other
-
-    monkeypatch.setattr(storage_module, "BEAT_SECONDS", 60.0)  # where it has not noticed before its end
-    with pytest.raises(StorageAway, match="another one has taken over"), here.locked("x", lambda: None):
-        there._take(".holders/x", other | {"id": "1"}, lambda: None)
-
-
-def test_growing_files_follow_a_driver_to_another_node(on_node: Node) -> None:
-    here = on_node("a")
-    with here.mirror("records/x", without=("tune",)):
-        write(here.folder / "records/x/metrics.jsonl", "1\n")
-        write(here.folder / "records/x/tune/state", "big")
-        write(here.folder / "records/x/.lock", "")
-    there = on_node("b")
-    assert there._bucket.names("records") == ["records/x/metrics.jsonl"]
-    with there.mirror("records/x"):
-        path = there.folder / "records/x/metrics.jsonl"
-        assert path.read_text() == "1\n"
-        write(path, "1\n2\n")
-    here = on_node("a")
-    with here.mirror("records/x"):  # the other node has written since
-        assert (here.folder / "records/x/metrics.jsonl").read_text() == "1\n2\n"
-    write(here.folder / "records/x/metrics.jsonl", "1\n2\n3\n")  # as by a driver that died before it was sent
-    with here.mirror("records/x"):
-        assert (here.folder / "records/x/metrics.jsonl").read_text() == "1\n2\n3\n"
-    assert on_node("c").for_reading().pull("records/x").joinpath("metrics.jsonl").read_text() == "1\n2\n3\n"
-
-
-def test_who_reads_leaves_alone_what_a_driver_on_the_same_node_writes(on_node: Node) -> None:
-    here = on_node("a")
-    path = here.folder / "sweeps/x/trials.jsonl"
-    with here.mirror("sweeps/x"):
-        write(path, "1\n")
-        here._push("sweeps/x", ())
-        write(path, "1\n2\n")  # not sent yet
-        assert here.for_reading().pull("sweeps").joinpath("x/trials.jsonl").read_text() == "1\n"
-        assert path.read_text() == "1\n2\n"
-    assert here.for_reading().pull("sweeps").joinpath("x/trials.jsonl").read_text() == "1\n2\n"
 
 
 def checkpoint_of(iteration: int) -> Checkpoint:
@@ -288,7 +121,7 @@ def test_a_storage_that_answers_503_is_asked_again_and_then_the_error_says_so(
     threading.Thread(target=answers_again).start()
     storage.publish("stage/x")
     assert s3.refused >= 2 and storage.is_published("stage/x")
-    monkeypatch.setattr(storage_module, "RETRY_SECONDS", 0.2)
+    monkeypatch.setattr(bucket_module, "RETRY_SECONDS", 0.2)
     s3.refuses = True
     try:
         with pytest.raises(StorageAway, match=r"storage has not answered for 0.2 s: .*Service Unavailable"):
@@ -325,9 +158,9 @@ def test_a_student_behind_a_url_is_fetched_and_of_several_one_must_be_named(on_n
     with pytest.raises(ConfigError, match="cannot be read"):
         student_folder(f"{here.place}/student/z-3")
     there = on_node("d")  # where a student that writes negatives (negatives.fixed) has not been yet
-    folder = model_folder(here.place, f"{here.place}/student/y-2/best")
+    folder = model_folder(here, f"{here.place}/student/y-2/best")
     assert folder == there.folder / "student/y-2/best" and (folder / "qcrd.json").is_file()
-    assert model_folder(here.place, "/models/t5") == Path("/models/t5")
+    assert model_folder(here, "/models/t5") == Path("/models/t5")
 
 
 def test_an_unknown_kind_of_url_is_an_error_that_names_the_field() -> None:

@@ -14,10 +14,13 @@ from typing import Any
 import pytest
 
 from qcrd.config import ConfigError, ExperimentConfig, TrackingConfig, with_overrides
+from qcrd.pipeline.recording import start_record
 from qcrd.sweeps.compare import grouped, local_runs, results_of, sweep_folder
 from qcrd.sweeps.record import SweepRecord
 from qcrd.tracking.mlflow_runs import TrackedRun
+from qcrd.tracking.opening import open_run_record
 from qcrd.tracking.record import RunRecord
+from qcrd.tracking.tracker import RunId
 from tests.tracked import id_of
 
 OFF = TrackingConfig(enabled=False)
@@ -40,8 +43,8 @@ def record_run(output: Path, gap: int, seed: int, tracking: TrackingConfig, pare
     )
     key = f"gap{gap}-seed{seed}"
     folder = output / "records" / (f"{parent}/{key}" if parent else key)
-    record = RunRecord(folder, key, key, tracking, output, parent=parent)
-    record.start(config, {})
+    record = open_run_record(folder, RunId(key, key, parent), tracking, output)
+    start_record(record, config, {})
     record.log("questions_summary", {"questions/train": 5.0})
     for count, value in enumerate(CURVES[gap, seed]):
         record.log("student", {"eval/accuracy": value, "train/label_loss": 1.0}, step=10 * (count + 1))
@@ -119,8 +122,8 @@ def test_test_accuracy_is_that_of_the_best_on_validation_questions_alone() -> No
 
 def test_local_records_by_name_key_and_parent(tmp_path: Path) -> None:
     record_run(tmp_path, 1, 0, OFF)
-    parent = RunRecord(tmp_path / "records" / "grid-1", "grid-1", "grid", OFF, tmp_path)
-    parent.start_with({}, {"name": "grid"}, {})
+    parent = open_run_record(tmp_path / "records" / "grid-1", RunId("grid-1", "grid"), OFF, tmp_path)
+    parent.start({}, {"name": "grid"}, {})
     record_run(tmp_path, 1, 1, OFF, "grid-1")
     record_run(tmp_path, 3, 0, OFF, "grid-1")
     assert [one.id for one in local_runs("gap1-seed0", tmp_path)] == ["gap1-seed0"]
@@ -130,8 +133,8 @@ def test_local_records_by_name_key_and_parent(tmp_path: Path) -> None:
     (found,) = local_runs("gap3-seed0", tmp_path)
     assert found.accuracy == [(10, 0.4), (20, 0.7)]
     assert (found.status, found.metrics["student/seconds"], found.params["negatives.gap"]) == ("FINISHED", 53.0, "3")
-    record = RunRecord(tmp_path / "records" / "gap1-seed0", "k", "n", OFF, tmp_path)
-    record.start_with({}, {"method": "qcrd"}, {})  # begun again
+    record = open_run_record(tmp_path / "records" / "gap1-seed0", RunId("k", "n"), OFF, tmp_path)
+    record.start({}, {"method": "qcrd"}, {})  # begun again
     assert local_runs("gap1-seed0", tmp_path)[0].status == "RUNNING"
 
 
@@ -178,8 +181,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, dict
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         output = tmp_path_factory.mktemp("output")
         tracking = TrackingConfig(log_model=False, experiment="mine")
-        parent = RunRecord(output / "records" / "grid-1", "grid-1", "grid", tracking, output)
-        parent.start_with({}, {"name": "grid"}, {})
+        parent = open_run_record(output / "records" / "grid-1", RunId("grid-1", "grid"), tracking, output)
+        parent.start({}, {"name": "grid"}, {})
         assert parent.flush()
         records = [record_run(output, gap, seed, tracking, "grid-1") for gap, seed in CURVES]
         parent.close("FINISHED")

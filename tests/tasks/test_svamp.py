@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from qcrd.config import (
-    BenchmarkTaskConfig,
-    ConfigError,
-)
-from qcrd.storage.artifacts import file_digest
+from qcrd.config import BenchmarkTaskConfig, ConfigError
+from qcrd.storage.fingerprints import file_digest
 from qcrd.tasks import svamp
 
 

@@ -20,7 +20,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from qcrd.storage import output as storage_module
+from qcrd.storage import bucket as storage_module
 from qcrd.teacher import store as store_module
 from qcrd.teacher.backends.base import Failure, Record, Reply
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from qcrd.config import TrackingConfig
-from qcrd.tracking.mlflow_view import tracking_uri
-from qcrd.tracking.record import RunRecord
+from qcrd.tracking.mlflow_server import tracking_uri
+from qcrd.tracking.opening import open_run_record
+from qcrd.tracking.tracker import RunId
 from tests.tracked import id_of
 
 pytestmark = pytest.mark.e2e
@@ -73,12 +74,12 @@ def test_logged_once_loaded_and_answers_like_the_model(
 ) -> None:
     said: list[str] = []
     for _ in range(2):
-        run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path, said.append)
+        run = open_run_record(tmp_path / "run", RunId("key", "name"), TrackingConfig(), tmp_path, said.append)
         run.begin_sync()
         run.add_student(folder)
         run.close("FINISHED")
     (tmp_path / "run" / "mlflow.json").unlink()  # a lost cursor makes no second model either
-    run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(), tmp_path, said.append)
+    run = open_run_record(tmp_path / "run", RunId("key", "name"), TrackingConfig(), tmp_path, said.append)
     run.begin_sync()
     run.close("FINISHED")
     assert said == []
@@ -127,6 +128,6 @@ def test_with_an_answer_phrase_the_label_is_what_follows_its_last_occurrence(fol
 
 
 def test_folder_without_settings_is_refused(tmp_path: Path) -> None:
-    run = RunRecord(tmp_path / "run", "key", "name", TrackingConfig(enabled=False), tmp_path)
+    run = open_run_record(tmp_path / "run", RunId("key", "name"), TrackingConfig(enabled=False), tmp_path)
     with pytest.raises(ValueError, match=r"qcrd\.json"):
         run.add_student(tmp_path)

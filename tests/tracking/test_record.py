@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qcrd.config import ExperimentConfig, TrackingConfig
-from qcrd.tracking import mlflow_view
-from qcrd.tracking.mlflow_view import redacted
-from qcrd.tracking.record import RunRecord, command_line, git_state, read_items, read_metrics
+from qcrd.pipeline.recording import start_record
+from qcrd.tracking import mlflow_tracker
+from qcrd.tracking.mlflow_server import tracking_uri
+from qcrd.tracking.opening import open_run_record, tracker_of
+from qcrd.tracking.provenance import redacted
+from qcrd.tracking.record import RunRecord, read_items, read_metrics
+from qcrd.tracking.tracker import Item, MetricRow, NoTracker, RunId
 from tests.full_disk import files_end_at
 from tests.tracked import id_of
 
@@ -35,7 +38,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def client(output: Path) -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(tracking_uri=mlflow_view.tracking_uri(TrackingConfig(), output))
+    return MlflowClient(tracking_uri=tracking_uri(TrackingConfig(), output))
 
 
 def history(output: Path, run_id: str, name: str) -> list[tuple[int, float]]:
@@ -43,7 +46,7 @@ def history(output: Path, run_id: str, name: str) -> list[tuple[int, float]]:
 
 
 def record(output: Path, key: str, **settings: Any) -> RunRecord:
-    return RunRecord(output / "records" / key, key, key, TrackingConfig(**settings), output)
+    return open_run_record(output / "records" / key, RunId(key, key), TrackingConfig(**settings), output)
 
 
 def config(output: Path, **settings: Any) -> ExperimentConfig:
@@ -55,8 +58,49 @@ def test_importing_tracking_does_not_import_mlflow() -> None:
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
+def test_the_record_knows_no_tracker_but_by_the_protocol(tmp_path: Path) -> None:
+    """Not even by a module of the package that would import mlflow later."""
+    from qcrd.tracking import record as module
+
+    assert "mlflow_" not in Path(module.__file__).read_text()
+    seen: list[tuple[list[int], list[str]]] = []
+
+    class Listener:
+        name, progress = "a listener", time.monotonic()
+
+        def begin(self) -> bool:
+            return True
+
+        def sync(self, rows: Sequence[MetricRow], items: Sequence[Item]) -> None:
+            seen.append(([row["step"] for row in rows], [item["kind"] for item in items]))
+            self.progress = time.monotonic()
+
+    run = RunRecord(tmp_path, tmp_path, Listener())
+    run.log("train", {"a": 1.0}, step=1)
+    run.start({}, {}, {})
+    assert run.flush()
+    run.log("train", {"a": 1.0}, step=2)
+    assert run.flush()
+    run.close("FINISHED")
+    run.join()
+    rows = [step for steps, _ in seen for step in steps]
+    assert rows == [1, 2] and seen[-1][1] == ["start", "end"]
+
+
+def test_without_a_tracker_nothing_is_copied_and_nobody_waits(tmp_path: Path) -> None:
+    said: list[str] = []
+    run = open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path, said.append)
+    run.start({"a": 1}, {"a": 1}, {})
+    run.log("train", {"a": 1.0}, step=1)
+    assert not run.is_copying and not run.flush() and not run.catch_up()
+    run.close("FINISHED")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "items.jsonl", "metrics.jsonl"]
+    assert said == [] and [item["kind"] for item in read_items(tmp_path)] == ["start", "end"]
+    assert isinstance(tracker_of(OFF, tmp_path, RunId("k", "n"), tmp_path, said.append), NoTracker)
+
+
 def test_rows_come_back_as_they_were_logged(tmp_path: Path) -> None:
-    run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    run = open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path)
     run.log("train", {"train/loss": 0.5, "train/nan": math.nan, "train/inf": -math.inf}, step=3)
     (row,) = read_metrics(tmp_path)
     assert (row["stage"], row["step"], row["train/loss"], row["train/inf"]) == ("train", 3, 0.5, -math.inf)
@@ -72,16 +116,16 @@ def test_rows_come_back_as_they_were_logged(tmp_path: Path) -> None:
 
 
 def test_torn_last_line_is_left_out_and_cut_off(tmp_path: Path) -> None:
-    RunRecord(tmp_path, "k", "n", OFF, tmp_path).log("train", {"a": 1.0}, step=1)
+    open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path).log("train", {"a": 1.0}, step=1)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"stage": "tr')
     assert [row["step"] for row in read_metrics(tmp_path)] == [1]
-    RunRecord(tmp_path, "k", "n", OFF, tmp_path).log("train", {"a": 1.0}, step=2)
+    open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path).log("train", {"a": 1.0}, step=2)
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 2]
 
 
 def test_a_full_disk_leaves_a_record_that_the_next_start_reads(tmp_path: Path) -> None:
-    run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    run = open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path)
     run.add_tags({"a": "b"})
     run.log("train", {"a": 1.0}, step=1)
     for name, write in (
@@ -93,21 +137,21 @@ def test_a_full_disk_leaves_a_record_that_the_next_start_reads(tmp_path: Path) -
             write()
     run.log("train", {"a": 1.0}, step=3)
     run.close("FAILED")  # there is room again
-    again = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    again = open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path)
     assert [item["kind"] for item in read_items(tmp_path)] == ["tags", "end"]
     assert [row["step"] for row in read_metrics(tmp_path)] == [1, 3]
     assert (run._items, run._rows) == (again._items, again._rows)  # MLflow counts items by their place in the file
 
 
 def test_a_line_separator_in_a_text_ends_no_line(tmp_path: Path) -> None:
-    run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
-    run.start_with({}, {"title": "a\u2028b\u0085c"}, {})
-    RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    run = open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path)
+    run.start({}, {"title": "a\u2028b\u0085c"}, {})
+    open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path)
     assert read_items(tmp_path)[0]["params"] == {"title": "a\u2028b\u0085c"}
 
 
 def test_restart_of_a_stage_replaces_its_rows_only(tmp_path: Path) -> None:
-    run = RunRecord(tmp_path, "k", "n", OFF, tmp_path)
+    run = open_run_record(tmp_path, RunId("k", "n"), OFF, tmp_path)
     run.log("discriminator", {"a": 1.0})
     for step in (1, 2, 3):
         run.log("train", {"b": float(step)}, step=step)
@@ -121,39 +165,10 @@ def test_restart_of_a_stage_replaces_its_rows_only(tmp_path: Path) -> None:
 def test_passwords_in_urls_are_not_recorded(tmp_path: Path) -> None:
     assert redacted({"a": ["http://user:secret@host/x", 3]}) == {"a": ["http://***@host/x", 3]}
     settings = TrackingConfig(enabled=False, uri="postgresql://me:secret@db/x")
-    run = RunRecord(tmp_path, "k", "n", settings, tmp_path)
-    run.start(ExperimentConfig(name="test", tracking=settings), {})
+    run = open_run_record(tmp_path, RunId("k", "n"), settings, tmp_path)
+    start_record(run, ExperimentConfig(name="test", tracking=settings), {})
     run.close("FINISHED")
     assert not any("secret" in path.read_text() for path in tmp_path.iterdir())
-
-
-@pytest.mark.parametrize(
-    "text, safe",
-    [
-        ("http://user:p@ssw0rd@mlflow:5000", "http://***@mlflow:5000"),
-        ("http://user:p@ss:w@rd@mlflow/a and http://host/b@c", "http://***@mlflow/a and http://host/b@c"),
-        ("http://token@mlflow", "http://***@mlflow"),
-        ("postgresql://me:se/cret@db/x", "postgresql://***@db/x"),
-        ("http://host:5000/a/b, s3://bucket/a@b", "http://host:5000/a/b, s3://bucket/a@b"),
-    ],
-)
-def test_no_part_of_a_password_is_shown(text: str, safe: str) -> None:
-    assert redacted(text) == safe
-    assert command_line(["run", f"tracking.uri={text}"]) == f"qcrd run tracking.uri={safe}"
-
-
-def test_git_state(tmp_path: Path) -> None:
-    assert git_state(tmp_path) == {"commit": "unknown", "dirty": "unknown"}
-    environment = os.environ | {
-        f"GIT_{who}_{what}": "t@t" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")
-    }
-    (tmp_path / "file").write_text("1")
-    for command in (["init", "-q"], ["add", "file"], ["commit", "-qm", "one"]):
-        subprocess.run(["git", *command], cwd=tmp_path, env=environment, check=True)
-    assert len(git_state(tmp_path)["commit"]) == 40
-    assert git_state(tmp_path)["dirty"] == "false"
-    (tmp_path / "file").write_text("2")
-    assert git_state(tmp_path)["dirty"] == "true"
 
 
 @pytest.mark.e2e
@@ -164,7 +179,7 @@ def test_mlflow_shows_the_record_and_a_second_run_duplicates_nothing(
     report.write_text("first")
     for attempt in (1, 2):
         run = record(output, "twice")
-        run.start(config(output, seed=attempt), {"note": "x"})
+        start_record(run, config(output, seed=attempt), {"note": "x"})
         if attempt == 1:
             for step in range(3):
                 run.log("train", {"train/loss": 1.0 / (step + 1), "train/odd@name": math.nan}, step=step)
@@ -200,7 +215,7 @@ def test_changed_artifact_is_sent_again(output: Path) -> None:
         report.write_text(text)
         run.add_artifact(report, "report")
     run.close("FINISHED")
-    uri = mlflow_view.tracking_uri(TrackingConfig(), output)
+    uri = tracking_uri(TrackingConfig(), output)
     found = download_artifacts(run_id=id_of(run), artifact_path="report/changing.txt", tracking_uri=uri)
     assert Path(found).read_text() == "second"
 
@@ -250,13 +265,13 @@ def test_batch_cut_off_by_a_crash_is_sent_once(output: Path, arrived: bool) -> N
 @pytest.mark.e2e
 def test_lost_cursor_finds_the_run_again_and_duplicates_nothing(output: Path) -> None:
     run = record(output, "lost")
-    run.start(config(output), {})
+    start_record(run, config(output), {})
     run.log("train", {"train/loss": 1.0, "train/nan": math.nan}, step=1)
     run.close("FINISHED")
     first = id_of(run)
     (run.folder / "mlflow.json").unlink()
     again = record(output, "lost")
-    again.start(config(output, seed=5), {})
+    start_record(again, config(output, seed=5), {})
     again.close("FINISHED")
     assert id_of(again) == first
     assert len(history(output, first, "train/loss")) == 1
@@ -265,7 +280,7 @@ def test_lost_cursor_finds_the_run_again_and_duplicates_nothing(output: Path) ->
 
 @pytest.mark.e2e
 def test_many_rows_go_in_batches(output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_view, "METRICS_PER_BATCH", 7)
+    monkeypatch.setattr(mlflow_tracker, "METRICS_PER_BATCH", 7)
     run = record(output, "many")
     for step in range(20):
         run.log("train", {"a": 1.0, "b": 2.0}, step=step)
@@ -278,7 +293,7 @@ def test_many_rows_go_in_batches(output: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.e2e
 def test_one_bad_item_does_not_hold_up_the_rest(output: Path) -> None:
     said: list[str] = []
-    run = RunRecord(output / "records" / "bad", "bad", "bad", TrackingConfig(), output, said.append)
+    run = open_run_record(output / "records" / "bad", RunId("bad", "bad"), TrackingConfig(), output, said.append)
     report = output / "gone.txt"
     report.write_text("here")
     run.add_artifact(report)
@@ -310,8 +325,8 @@ def test_absent_server_costs_one_warning_and_no_time(tmp_path: Path) -> None:
     said: list[str] = []
     settings = TrackingConfig(uri="http://me:secret@127.0.0.1:9")
     began = time.monotonic()
-    run = RunRecord(tmp_path / "r", "k", "n", settings, tmp_path, said.append)
-    run.start(ExperimentConfig(name="test", tracking=settings), {})
+    run = open_run_record(tmp_path / "r", RunId("k", "n"), settings, tmp_path, said.append)
+    start_record(run, ExperimentConfig(name="test", tracking=settings), {})
     run.log("train", {"train/loss": 1.0})
     assert not run.flush()
     run.close("FINISHED")

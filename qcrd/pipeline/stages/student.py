@@ -16,6 +16,7 @@ from qcrd.pipeline.stages.questions import QUESTIONS, sizes_of
 from qcrd.pipeline.stages.training_set import TRAINING_SET
 from qcrd.storage.artifacts import Artifact, model_folder
 from qcrd.storage.json_lines import read_json_lines
+from qcrd.storage.output import Storage
 from qcrd.tracking.record import RunRecord
 
 _WEIGHTS = ("label_weight", "rationale_weight")
@@ -107,7 +108,7 @@ def _negatives_settings(config: ExperimentConfig) -> dict[str, Any]:
         "batch_size": negatives.batch_size,
     }
     if negatives.source == "fixed":
-        folder = model_folder(config.output, str(negatives.fixed))
+        folder = model_folder(Storage.of(config.output), str(negatives.fixed))
         settings["fixed"] = named_model(str(folder), None)
     return settings
 

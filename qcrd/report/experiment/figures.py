@@ -22,6 +22,7 @@ from matplotlib.ticker import PercentFormatter
 from scipy.stats import gaussian_kde
 
 from qcrd.report.experiment.data import Row, series
+from qcrd.storage.atomic import whole_or_absent
 
 DPI = 130
 SMOOTHED_FROM = 100
@@ -47,10 +48,12 @@ class Panel:
 def save(figure: Figure, path: Path) -> Path:
     """Write the figure, and close it. Without a suffix: PNG and SVG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path if path.suffix else path.with_suffix(".png"), dpi=DPI)
+    with whole_or_absent(path if path.suffix else path.with_suffix(".png")) as written:
+        figure.savefig(written, dpi=DPI)
     if not path.suffix:
-        with matplotlib.rc_context({"svg.hashsalt": "qcrd"}):  # with the date left out: equal plots give equal files
-            figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+        salted = matplotlib.rc_context({"svg.hashsalt": "qcrd"})  # with the date left out: equal plots give equal files
+        with salted, whole_or_absent(path.with_suffix(".svg")) as written:
+            figure.savefig(written, metadata={"Date": None})
     plt.close(figure)
     return path
 

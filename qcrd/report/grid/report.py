@@ -28,6 +28,7 @@ from qcrd.report.grid.sections import (
 )
 from qcrd.report.html import page
 from qcrd.report.markdown import cell as shown
+from qcrd.storage.atomic import whole_or_absent, write_atomically
 
 
 def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mapping[str, str]) -> dict[str, float]:
@@ -63,8 +64,8 @@ def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mappin
         lines += _figure("Learning curves", "learning_curves", True)
     lines += [*health_section(grid, results), *differences_section(grid), *made_section(grid, results, about)]
     text = "\n".join(lines).rstrip() + "\n"
-    (out / "report.md").write_text(text, encoding="utf-8")
-    (out / "report.html").write_text(page(text, subject_of(grid), figures), encoding="utf-8")
+    write_atomically(out / "report.md", text)
+    write_atomically(out / "report.html", page(text, subject_of(grid), figures))
     _write_results(out / "results.csv", grid, results)
     _write_tests(out / "tests.csv", tested)
     if results.comparisons:
@@ -109,7 +110,7 @@ def _key(name: str) -> str:
 
 
 def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
+    with whole_or_absent(path) as written, written.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, lineterminator="\n").writerows([header, *rows])
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import io
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,7 +29,7 @@ from qcrd.report.sweep.sections import (
     total_cost,
 )
 from qcrd.report.sweep.statistics import best_choice, score_interval, value_label
-from qcrd.storage.artifacts import write_atomically
+from qcrd.storage.atomic import write_atomically
 
 # plotly draws parallel coordinates with code that it makes from strings; nothing may be loaded or sent.
 _POLICY = (
@@ -52,10 +51,7 @@ def write_sweep_report(results: SweepResults, folder: Path) -> dict[str, float]:
     """Write the report into `folder`. Returns its headline numbers as flat metrics; accuracies are shares."""
     figures = folder / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".figures-") as temporary:
-        drawn = {name for name, draw in _FIGURES.items() if draw(Path(temporary) / name, results)}
-        for file in sorted(Path(temporary).iterdir()):
-            file.replace(figures / file.name)
+    drawn = {name for name, draw in _FIGURES.items() if draw(figures / name, results)}
     write_atomically(folder / "report.md", _text(results, lambda name: name in drawn))
     write_atomically(folder / "report.html", page_of(results))
     write_atomically(folder / "results.csv", _csv(results))

@@ -19,7 +19,7 @@ from typing import Any
 
 from qcrd.config import ConfigError, ImportedConfig
 from qcrd.records import Question
-from qcrd.storage.artifacts import file_digest
+from qcrd.storage.fingerprints import file_digest
 from qcrd.tasks.reading import normalised
 from qcrd.teacher.backends.base import Answer, Call, Reply, TeacherError
 
