@@ -13,11 +13,10 @@ from qcrd.config import (
     BenchmarkTaskConfig,
     EvaluationConfig,
     ExperimentConfig,
-    ImportedConfig,
+    ImportedTeacherConfig,
     NegativesConfig,
     ScratchDiscriminatorConfig,
     ScratchStudentConfig,
-    TeacherConfig,
     TrainConfig,
 )
 from qcrd.tasks.files import data_folder
@@ -33,18 +32,15 @@ def recipe() -> ExperimentConfig:
     return ExperimentConfig(
         name="cqa-imported",
         task=BenchmarkTaskConfig(name="cqa"),
-        teacher=TeacherConfig(
-            kind="imported",
+        teacher=ImportedTeacherConfig(
             parser="first_answer",
             num_samples=5,
-            imported=ImportedConfig(
-                path=str(folder / "llm_bing" / "*.csv.gz"),
-                format="csv",
-                aligned_to=str(folder / "cqa_train.json.gz"),
-                id_field="id",
-                row_field="idx",
-                text_field="rationale",
-            ),
+            path=str(folder / "llm_bing" / "*.csv.gz"),
+            format="csv",
+            aligned_to=str(folder / "cqa_train.json.gz"),
+            id_field="id",
+            row_field="idx",
+            text_field="rationale",
         ),
         student=ScratchStudentConfig(**sizes, max_target_tokens=160, max_label_tokens=16),
         discriminator=ScratchDiscriminatorConfig(

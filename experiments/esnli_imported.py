@@ -7,13 +7,15 @@ As `cqa_imported`, on the first 10,000 training questions: the five prompts are 
 """
 
 from experiments.cqa_imported import recipe as cqa
-from qcrd.config import BenchmarkTaskConfig, ExperimentConfig, ImportedConfig
+from qcrd.config import BenchmarkTaskConfig, ExperimentConfig, ImportedTeacherConfig
 from qcrd.tasks.files import data_folder
 
 
 def recipe() -> ExperimentConfig:
     base = cqa()
-    imported = ImportedConfig(
+    teacher = ImportedTeacherConfig(
+        parser=base.teacher.parser,
+        num_samples=base.teacher.num_samples,
         path=str(data_folder() / "esnli" / "llm_bing" / "*.csv.gz"),
         format="csv",
         row_id="esnli-train-{row}",
@@ -25,6 +27,6 @@ def recipe() -> ExperimentConfig:
             "name": "esnli-imported",
             "task": BenchmarkTaskConfig(name="esnli"),
             "evaluation": base.evaluation.model_copy(update={"validation_limit": 500}),
-            "teacher": base.teacher.model_copy(update={"imported": imported}),
+            "teacher": teacher,
         }
     )

@@ -12,8 +12,7 @@ from qcrd.config import (
     NegativesConfig,
     ScratchDiscriminatorConfig,
     ScratchStudentConfig,
-    SimulatedConfig,
-    TeacherConfig,
+    SimulatedTeacherConfig,
     TrainConfig,
 )
 
@@ -24,7 +23,7 @@ def recipe() -> ExperimentConfig:
         task=GeneratedTaskConfig(
             train_size=2400, validation_size=200, test_size=400, min_steps=1, max_steps=1, max_number=20
         ),
-        teacher=TeacherConfig(kind="simulated", num_samples=3, simulated=SimulatedConfig(error_rate=0.25)),
+        teacher=SimulatedTeacherConfig(num_samples=3, error_rate=0.25),
         rationales={"num_samples": 3},  # pyright: ignore[reportArgumentType]
         student=ScratchStudentConfig(
             d_model=128, d_ff=384, d_kv=32, num_heads=4, num_layers=2, num_decoder_layers=2,

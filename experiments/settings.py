@@ -16,12 +16,12 @@ from qcrd.config import (
     ExperimentConfig,
     GeneratedTaskConfig,
     NegativesConfig,
+    OpenAITeacherConfig,
     PretrainedDiscriminatorConfig,
     ScratchDiscriminatorConfig,
     ScratchStudentConfig,
     Seq2SeqStudentConfig,
-    SimulatedConfig,
-    TeacherConfig,
+    SimulatedTeacherConfig,
     TrainConfig,
     with_overrides,
 )
@@ -79,7 +79,7 @@ def _paper(task: str, student: str) -> ExperimentConfig:
     return ExperimentConfig(
         name=f"{task}-{student}",
         task=local if there else BenchmarkTaskConfig(name=task, path=DOWNLOAD),
-        teacher=TeacherConfig(kind="openai", model="gpt-3.5-turbo"),
+        teacher=OpenAITeacherConfig(model="gpt-3.5-turbo"),
         student=Seq2SeqStudentConfig(model=student),
         discriminator=PretrainedDiscriminatorConfig(model="t5-base"),
     )
@@ -94,7 +94,7 @@ def _smoke() -> ExperimentConfig:
         task=GeneratedTaskConfig(
             train_size=160, validation_size=24, test_size=60, min_steps=1, max_steps=1, max_number=10
         ),
-        teacher=TeacherConfig(kind="simulated", simulated=SimulatedConfig(error_rate=0.25)),
+        teacher=SimulatedTeacherConfig(error_rate=0.25),
         student=ScratchStudentConfig(**sizes, max_label_tokens=12, max_target_tokens=48),
         discriminator=ScratchDiscriminatorConfig(
             **sizes, max_steps=30, eval_every=15, learning_rate=1e-3, update_steps=2

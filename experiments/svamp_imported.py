@@ -14,11 +14,10 @@ from qcrd.config import (
     BenchmarkTaskConfig,
     EvaluationConfig,
     ExperimentConfig,
-    ImportedConfig,
+    ImportedTeacherConfig,
     NegativesConfig,
     ScratchDiscriminatorConfig,
     ScratchStudentConfig,
-    TeacherConfig,
     TrainConfig,
 )
 from qcrd.tasks.files import data_folder
@@ -33,16 +32,13 @@ def recipe() -> ExperimentConfig:
     return ExperimentConfig(
         name="svamp-imported",
         task=BenchmarkTaskConfig(name="svamp"),
-        teacher=TeacherConfig(
-            kind="imported",
+        teacher=ImportedTeacherConfig(
             parser="last_number",
             num_samples=5,
-            imported=ImportedConfig(
-                path=str(data_folder() / "svamp" / "llm_gpt35" / "train.json.gz"),
-                format="records",
-                question_field="instruction",
-                completions_field="output",
-            ),
+            path=str(data_folder() / "svamp" / "llm_gpt35" / "train.json.gz"),
+            format="records",
+            question_field="instruction",
+            completions_field="output",
         ),
         student=ScratchStudentConfig(**sizes, max_target_tokens=160, max_label_tokens=24),
         discriminator=ScratchDiscriminatorConfig(

@@ -3,12 +3,12 @@
 Name the teacher on the command line: `teacher.model=…`, and `teacher.base_url=…` for an endpoint of your own.
 """
 
-from qcrd.config import BenchmarkTaskConfig, ExperimentConfig, TeacherConfig
+from qcrd.config import BenchmarkTaskConfig, ExperimentConfig, OpenAITeacherConfig
 
 
 def recipe() -> ExperimentConfig:
     return ExperimentConfig(
         name="svamp-teacher",
         task=BenchmarkTaskConfig(name="svamp"),
-        teacher=TeacherConfig(kind="openai", model="gpt-3.5-turbo", num_samples=5),
+        teacher=OpenAITeacherConfig(model="gpt-3.5-turbo", num_samples=5),
     )

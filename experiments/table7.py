@@ -5,7 +5,7 @@ the same store, budget and limits as the teacher. Students of the first seed.
 """
 
 from experiments.settings import METHODS, check_preset, columns, config, seeds, titled
-from qcrd.config import TeacherConfig
+from qcrd.config import OpenAITeacherConfig, SimulatedTeacherConfig
 from qcrd.config.grid import Cell, Comparison, Grid
 
 COUNTS = {
@@ -29,9 +29,9 @@ def recipe(preset: str = "paper") -> Grid:
                 Comparison(column=title, first="DSS", second="QCRD", temperature=temperature, paper=paper)
             )
     judge = (
-        TeacherConfig(kind="simulated", num_samples=1)
+        SimulatedTeacherConfig(num_samples=1)
         if smoke
-        else TeacherConfig(kind="openai", model="gpt-3.5-turbo", num_samples=1, temperature=0.0)
+        else OpenAITeacherConfig(model="gpt-3.5-turbo", num_samples=1, temperature=0.0)
     )
     return Grid(
         name="table7",

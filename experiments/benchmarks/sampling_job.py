@@ -11,6 +11,8 @@ import resource
 import sys
 from pathlib import Path
 
+from qcrd.pipeline.stages_of import sample_source
+
 from qcrd.config import ExperimentConfig
 from qcrd.pipeline.run import start_ray
 from qcrd.tasks import get_task, load_questions
@@ -51,7 +53,7 @@ def main() -> None:
         print(f"  {done}/{total} {info}", file=sys.stderr)
 
     Path(given.output).mkdir(parents=True, exist_ok=True)
-    summary = sample(config, task, questions, Path(given.output) / "samples.parquet", show)
+    summary = sample(sample_source(config), questions, Path(given.output) / "samples.parquet", show)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"errors": summary["errors"], "asked": summary["asked"], "driver_peak_mib": peak}))
 

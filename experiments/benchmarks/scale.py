@@ -57,7 +57,7 @@ from qcrd.sweeps.tune_search import scheduler_of
 from qcrd.tasks import get_task
 from qcrd.tasks.files import data_folder
 from qcrd.teacher.cost import TokenCounter
-from qcrd.teacher.requests import read_prompt
+from qcrd.teacher.prompts import task_prompts
 from qcrd.tracking.mlflow_server import import_mlflow
 from qcrd.tracking.mlflow_tracker import RUN_KEY
 from qcrd.tracking.opening import open_run_record
@@ -332,10 +332,10 @@ def measure_tokens() -> Numbers:
         return {}
     config = joint("paper").base
     task, count = get_task("esnli"), TokenCounter(None)
-    few_shot = read_prompt(config.teacher, task)
+    prompts = task_prompts(task, config.teacher.prompt)
     folder = data_folder() / "esnli"
     questions = [one for one in task.load(BenchmarkTaskConfig(name="esnli")) if one.split == "train"]
-    prompts = count.many([task.format_prompt(few_shot, question.text) for question in questions])
+    prompts = count.many([prompts.prompt(question.text) for question in questions])
     with gzip.open(folder / "llm_palm" / "train_CoT_0.json.gz", "rt") as stream:
         replies = count.many([text.partition("\n\n")[0] for text in json.load(stream)])
     return {"esnli_prompt_tokens": statistics.mean(prompts), "esnli_reply_tokens": statistics.mean(replies)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
 from experiments.settings import BENCHMARKS, METHODS
-from qcrd.config import TeacherConfig, TrainConfig
+from qcrd.config import OpenAITeacherConfig, TrainConfig
 from qcrd.report.paper import BASE, TRAINING_HOURS
 from qcrd.teacher.cost import read_price, spent_usd
 
@@ -30,7 +30,7 @@ ASHA_STEPS = 0.34
 """Measured: README.md, `python -m experiments.benchmarks.sweep`, 16 tiny students."""
 CALLS_A_MINUTE = round(0.94 * 128 * 60)
 """Measured: README.md, `python -m experiments.benchmarks.teacher`, 64 at once, answers after 500 ms."""
-PROMPT_TOKENS, REPLY_TOKENS, MOST_REPLY_TOKENS = 458, 19, TeacherConfig().max_tokens
+PROMPT_TOKENS, REPLY_TOKENS, MOST_REPLY_TOKENS = 458, 19, OpenAITeacherConfig().max_tokens
 """Measured by experiments.benchmarks.scale on e-SNLI; the limit of a reply is the config's."""
 CHILD_MIB, CHILD_MLFLOW_MIB, CHILD_SECONDS, CHILD_ROWS = 0.339, 1.23, 1.56, 400
 """Measured there: what a driver holds of a child's record, what SQLite does, how long that takes; at so many rows.
@@ -44,7 +44,7 @@ CALLS = (500, 3000, CALLS_A_MINUTE, 30_000)
 
 GPU_HOUR_USD = 27.44705 / 8
 """p4de.24xlarge (8 A100 80 GB), on demand, us-east-1, read 2026-11-09; the source is in SCALE.md."""
-TEACHER = TeacherConfig(kind="openai", model="gpt-4o-mini")
+TEACHER = OpenAITeacherConfig(model="gpt-4o-mini")
 STUDENT, DISCRIMINATOR = 222_903_552, 109_628_544 + 591_361
 """Parameters, counted: T5-base; T5-base's encoder and the discriminator's head."""
 

@@ -42,10 +42,11 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from qcrd.config import ExperimentConfig, TeacherConfig
+from qcrd.config import ExperimentConfig, OpenAITeacherConfig
 from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.teacher.backends.base import Reply
+from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import missing_mask, wanted_samples
 from qcrd.teacher.store import SampleStore, StoreWriter
 
@@ -53,7 +54,7 @@ CONCURRENCY, DELAY, REQUESTS = 64, 0.5, 4000
 FAULTS = {"429": 0.02, "500": 0.01, "timeout": 0.01, "malformed": 0.01}
 ESNLI_QUESTIONS, ESNLI_SAMPLES, MISSING_EVERY = 549_367, 5, 101
 KILLS, KILLED_JOB_REQUESTS = 10, 6000
-FLUSH_SECONDS = TeacherConfig().flush_seconds
+FLUSH_SECONDS = OpenAITeacherConfig().flush_seconds
 Numbers = dict[str, float]
 
 
@@ -137,7 +138,7 @@ def _esnli_like() -> tuple[ExperimentConfig, list[Question]]:
 
 def _fill_store(folder: str) -> None:
     config, questions = _esnli_like()
-    keys = wanted_samples(config, get_task("svamp"), questions).keys.reshape(-1)
+    keys = wanted_samples(config.teacher, task_prompts(get_task("svamp"), None), questions).keys.reshape(-1)
     text = "The people stand in a street, so somebody stands there. So the answer is contradiction." * 2
     with StoreWriter(folder, FLUSH_SECONDS) as writer:
         for start in range(0, len(keys), 5000):
@@ -149,7 +150,7 @@ def _fill_store(folder: str) -> None:
 def _scan_store(folder: str, results: Any) -> None:
     config, questions = _esnli_like()
     started = time.perf_counter()
-    wanted = wanted_samples(config, get_task("svamp"), questions)
+    wanted = wanted_samples(config.teacher, task_prompts(get_task("svamp"), None), questions)
     missing = missing_mask(wanted, SampleStore(folder).index(), retry_errors=False)
     seconds = time.perf_counter() - started
     expected = -(-wanted.total // MISSING_EVERY)

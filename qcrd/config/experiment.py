@@ -15,7 +15,7 @@ from qcrd.config.base import ConfigError, Settings
 from qcrd.config.models import DiscriminatorConfig, PretrainedDiscriminatorConfig, Seq2SeqStudentConfig, StudentConfig
 from qcrd.config.running import ResourcesConfig, TrackingConfig
 from qcrd.config.task import GeneratedTaskConfig, TaskConfig
-from qcrd.config.teacher import _VLLM_HARDWARE, TEACHER_MEANS, RationalesConfig, TeacherConfig
+from qcrd.config.teacher import TEACHER_MEANS, OpenAITeacherConfig, RationalesConfig, TeacherConfig
 from qcrd.config.training import CheckpointConfig, EvaluationConfig, LossConfig, NegativesConfig, TrainConfig
 
 
@@ -27,7 +27,7 @@ class ExperimentConfig(Settings):
     seed: int = 0
     output: str = "runs"
     task: TaskConfig = GeneratedTaskConfig()
-    teacher: TeacherConfig = TeacherConfig()
+    teacher: TeacherConfig = OpenAITeacherConfig()
     rationales: RationalesConfig = RationalesConfig()
     student: StudentConfig = Seq2SeqStudentConfig()
     discriminator: DiscriminatorConfig = PretrainedDiscriminatorConfig()
@@ -44,8 +44,6 @@ class ExperimentConfig(Settings):
         m, k = self.rationales.num_samples, self.teacher.num_samples
         if m > k:
             raise ValueError(f"rationales.num_samples: {m} is not allowed; at most teacher.num_samples = {k}")
-        if self.teacher.kind == "imported" and not self.teacher.imported.path:
-            raise ValueError("teacher.imported.path: None is not allowed; teacher.kind = imported needs a file")
         if "train" not in self.teacher.splits:
             raise ValueError(f"teacher.splits: {list(self.teacher.splits)} is not allowed; train must be among them")
         if 0.0 not in self.evaluation.explain_temperatures:
@@ -98,9 +96,6 @@ class ExperimentConfig(Settings):
             data["negatives"]["fixed"] = self.fixed_recipe.rpartition("/")[2]  # a recipe's folder is a path
         else:
             data["negatives"].pop("fixed_overrides")
-        for part, paths in (("imported", ("path", "aligned_to")), ("vllm", _VLLM_HARDWARE)):
-            for name in paths:
-                data["teacher"][part].pop(name)
         data["teacher"] = {key: value for key, value in data["teacher"].items() if key not in TEACHER_MEANS}
         return data
 

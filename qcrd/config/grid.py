@@ -128,11 +128,6 @@ class Grid(Settings):
     def columns(self) -> list[str]:
         return list(dict.fromkeys(cell.column for cell in self.cells))
 
-    @property
-    def simulated(self) -> bool:
-        """Whether any teacher is simulated: then no column of the paper's stands beside the numbers."""
-        return any(cell.config.teacher.kind == "simulated" for cell in self.cells)
-
     def cell(self, row: str, column: str) -> Cell | None:
         return next((cell for cell in self.cells if (cell.row, cell.column) == (row, column)), None)
 

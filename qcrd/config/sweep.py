@@ -78,10 +78,6 @@ class Sweep(Settings):
                 f"student trains, which can be {', '.join(sorted(PERTURBABLE))}"
             )
 
-    @property
-    def simulated(self) -> bool:
-        return self.base.teacher.kind == "simulated"
-
     def config(self, values: Mapping[str, Any], seed: int, most_samples: int) -> ExperimentConfig:
         """One configuration and seed. The teacher is asked for `most_samples`, of which a configuration uses its m, so
         that all share them. Raises `ConfigError`."""

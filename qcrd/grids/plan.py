@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import ExperimentConfig, PaidSettings
 from qcrd.config.grid import Grid
 from qcrd.console import Display
 from qcrd.evaluate.llm_judge import comparison_requests, comparison_usd
@@ -17,7 +17,8 @@ from qcrd.pipeline.stages_of import Stage, stages_of
 from qcrd.storage.fingerprints import digest_of
 from qcrd.tasks import get_task, load_questions
 from qcrd.tasks.files import must_be_downloaded
-from qcrd.teacher.cost import CostEstimate, is_free
+from qcrd.teacher.backends.table import backend_of
+from qcrd.teacher.cost import CostEstimate
 
 
 @dataclass
@@ -48,9 +49,10 @@ class GridPlan:
         if self.students:
             self._show_hours(display)
         if grid.llm_judge is not None and grid.comparisons:
-            name = grid.llm_judge.kind if is_free(grid.llm_judge) else grid.llm_judge.model
+            paid = grid.llm_judge if isinstance(grid.llm_judge, PaidSettings) else None
+            name = backend_of(grid.llm_judge).kind if paid is None else paid.model
             asked = f"Then at most {self.llm_judge_requests} requests to the LLM judge ({name}), both orders of each pair"
-            unknown = "" if is_free(grid.llm_judge) else ", without a known price or with questions still to be downloaded"
+            unknown = "" if paid is None else ", without a known price or with questions still to be downloaded"
             display.say(f"{asked}{unknown if self.llm_judge_usd is None else f', at most ${self.llm_judge_usd:,.2f}'}.")
         usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]
         if any(value is not None for value in usd):
@@ -106,10 +108,12 @@ def _count_comparisons(found: GridPlan, download: bool) -> None:
         cell = grid.cell(one.first, one.column)
         assert cell is not None and grid.llm_judge is not None
         task = cell.config.task
-        there = not is_free(grid.llm_judge) and (download or not must_be_downloaded(task))
+        there = isinstance(grid.llm_judge, PaidSettings) and (download or not must_be_downloaded(task))
         questions = load_questions(get_task(task.name), task) if there else []
-        found.llm_judge_requests += comparison_requests(cell.config, grid.llm_judge)
-        prices.append(comparison_usd(cell.config, grid.llm_judge, questions))
+        test = get_task(task.name).sizes(task)["test"]
+        requests = comparison_requests(grid.llm_judge, cell.config.evaluation, test)
+        found.llm_judge_requests += requests
+        prices.append(comparison_usd(grid.llm_judge, requests, cell.config.student.max_target_tokens, questions))
     found.llm_judge_usd = None if None in prices or not prices else sum(filter(None, prices))
 
 

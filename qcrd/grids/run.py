@@ -20,7 +20,8 @@ from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.config.grid import STAGE_OF, Cell, Grid
 from qcrd.console import Display
 from qcrd.distill.train import StageFailed, uses_gpu
-from qcrd.evaluate.llm_judge import check_llm_judge, compare_rationales
+from qcrd.evaluate.llm_judge import LlmJudge, check_llm_judge, compare_rationales
+from qcrd.evaluate.llm_judge_prompt import pairs_of
 from qcrd.grids.cells import cell_folder, cell_name, read_cell, right_of, slug, write_cell
 from qcrd.pipeline.run import (
     DEFAULT_OPTIONS,
@@ -34,13 +35,15 @@ from qcrd.pipeline.run import (
     stop_ray,
 )
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
-from qcrd.report.grid.data import CellResult, ComparisonResult, GridResults, Place
+from qcrd.report.grid.data import CellResult, ComparisonResult, GridResults, Place, is_simulated
 from qcrd.report.grid.report import write_grid_report
 from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.storage.output import Storage
+from qcrd.tasks import get_task
+from qcrd.teacher.requests import store_place
 from qcrd.tracking.opening import open_run_record
 from qcrd.tracking.provenance import command_line, git_state
 from qcrd.tracking.record import RunRecord
@@ -109,7 +112,14 @@ def check_grid(grid: Grid) -> None:
         for comparison in grid.comparisons:
             cell = grid.cell(comparison.first, comparison.column)
             assert cell is not None
-            check_llm_judge(cell.config, grid.llm_judge)
+            check_llm_judge(_llm_judge(grid, cell.config))
+
+
+def _llm_judge(grid: Grid, config: ExperimentConfig) -> LlmJudge:
+    """The grid's LLM judge of students that are trained as `config` says."""
+    assert grid.llm_judge is not None
+    store = store_place(config.teacher, Storage.of(config.output))
+    return LlmJudge(grid.llm_judge, get_task(config.task.name), store)
 
 
 def cells_at_once(grid: Grid) -> int:
@@ -148,7 +158,7 @@ def _run_recorded(
     record.start(
         grid.model_dump(mode="json"),
         {"name": grid.name, "title": grid.title, "cells": len(grid.cells), "seeds": list(grid.seeds)},
-        {"qcrd.grid": grid.name, "qcrd.simulated": str(grid.simulated).lower()},
+        {"qcrd.grid": grid.name, "qcrd.simulated": str(is_simulated(grid)).lower()},
     )
     status = "FAILED"
     try:
@@ -309,7 +319,6 @@ def _compare(
         if sides[0] is None or sides[1] is None:
             display.warn(f"no comparison in {comparison.column}: a cell is missing")
             continue
-        assert grid.llm_judge is not None
         cell = grid.cell(comparison.first, comparison.column)
         assert cell is not None
         questions = read_rows(sides[0]["questions"].fetch() / "questions.parquet", Question)
@@ -322,9 +331,8 @@ def _compare(
 
         out = output / "grids" / grid_key(grid) / "comparisons"
         out.mkdir(parents=True, exist_ok=True)
+        pairs = pairs_of(questions, explained[0], explained[1], comparison.temperature)
+        judge = _llm_judge(grid, cell.config)
         results.append(
-            compare_rationales(
-                cell.config, grid.llm_judge, comparison, questions, explained[0], explained[1], out / f"{name}.parquet",
-                on_progress, retry_errors,
-            )
-        )  # fmt: skip
+            compare_rationales(judge, comparison, pairs, out / f"{name}.parquet", on_progress, retry_errors)
+        )

@@ -26,6 +26,7 @@ from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import is_url
 from qcrd.tasks import get_task
 from qcrd.tasks.parsers import get_parser
+from qcrd.teacher.backends.table import backend_of
 from qcrd.tracking import provenance
 
 Made = ExperimentConfig | Grid | Sweep
@@ -133,9 +134,10 @@ def check_settings(made: Made, root: Path) -> None:
     for teacher in teachers:
         if teacher.store is not None:
             _check_place("teacher.store", teacher.store)
-        if teacher.api_key_file is not None and (root / teacher.api_key_file).is_relative_to(root):
+        key_file = backend_of(teacher).key_file(teacher)
+        if key_file is not None and (root / key_file).is_relative_to(root):
             raise ConfigError(
-                f"teacher.api_key_file: {teacher.api_key_file!r} is not allowed in a submitted job; the key would "
+                f"teacher.api_key_file: {key_file!r} is not allowed in a submitted job; the key would "
                 "travel with the code: give the absolute path of a file that the nodes have, or use teacher.api_key_env"
             )
 
@@ -197,9 +199,8 @@ def needed_variables(made: Made, secrets: Sequence[str]) -> dict[str, str]:
     if isinstance(made, Grid) and made.llm_judge is not None:
         teachers.append(made.llm_judge)
     for teacher in teachers:
-        if teacher.kind == "openai" and teacher.api_key_file is None:
-            where = "OpenAI" if teacher.base_url is None else f"{teacher.base_url}, where it asks for one"
-            needed.setdefault(teacher.api_key_env, f"the key for {where}")
+        for name, purpose in backend_of(teacher).variables(teacher).items():
+            needed.setdefault(name, purpose)
     if any(isinstance(config.task, BenchmarkTaskConfig) and config.task.path is None for config in configs):
         needed["QCRD_DATA"] = "the folder of the benchmarks' files, under the same path on all nodes"
     if any(config.tracking.enabled for config in configs):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qcrd.config import ExperimentConfig, flatten
+from qcrd.teacher.backends.table import backend_of
 from qcrd.tracking.record import RunRecord
 
 
@@ -13,6 +14,6 @@ def start_record(record: RunRecord, config: ExperimentConfig, tags: Mapping[str,
     own = {
         "qcrd.method": config.method,
         "qcrd.task": config.task.name,
-        "qcrd.simulated": str(config.teacher.kind == "simulated").lower(),
+        "qcrd.simulated": str(backend_of(config.teacher).simulated).lower(),
     }
     record.start(config.model_dump(mode="json"), flatten(config), {**own, **tags})

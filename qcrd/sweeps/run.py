@@ -65,6 +65,7 @@ from qcrd.sweeps.search_space import (
 from qcrd.sweeps.seeds import SeedJob
 from qcrd.sweeps.tune_search import Population, Proposals, Spent, Watch, scheduler_of
 from qcrd.sweeps.tune_trial import resources_of_trial, run_member, run_trial, trials_at_once
+from qcrd.teacher.backends.table import backend_of
 from qcrd.tracking.opening import open_run_record
 from qcrd.tracking.record import read_metrics
 from qcrd.tracking.tracker import RunId
@@ -266,7 +267,7 @@ def run_sweep(
     start_ray()
     at_once = trials_at_once(sweep.base, parallel)
     folder, config, storage = sweep_folder(sweep), sweep.base, Storage.of(sweep.base.output)
-    output = storage.folder
+    output, simulated = storage.folder, backend_of(config.teacher).simulated
     prepare_output(storage)
     with contextlib.ExitStack() as stack:
         folders = (f"records/{folder.name}", f"sweeps/{folder.name}")
@@ -275,7 +276,7 @@ def run_sweep(
         record.describe({
             "name": sweep.name, "title": sweep.title, "fields": list(sweep.space), "seeds": list(sweep.seeds),
             "space": description(sweep), "searcher": sweep.searcher, "scheduler": sweep.scheduler,
-            "simulated": sweep.simulated, "task": config.task.name, "method": config.method, "about": about(),
+            "simulated": simulated, "task": config.task.name, "method": config.method, "about": about(),
         })  # fmt: skip
         parent = open_run_record(
             output / "records" / folder.name, RunId(folder.name, sweep.name), config.tracking, output, display.warn
@@ -284,7 +285,7 @@ def run_sweep(
             sweep.model_dump(mode="json", exclude={"space"}) | {"space": description(sweep)},
             {"name": sweep.name, "title": sweep.title, "searcher": sweep.searcher, "scheduler": sweep.scheduler,
              "fields": ", ".join(sweep.space), "seeds": list(sweep.seeds)},
-            {"qcrd.sweep": sweep.name, "qcrd.simulated": str(sweep.simulated).lower(), "qcrd.task": config.task.name,
+            {"qcrd.sweep": sweep.name, "qcrd.simulated": str(simulated).lower(), "qcrd.task": config.task.name,
              "qcrd.method": config.method},
         )  # fmt: skip
         children = SweepChildren(sweep, record, parent, display)

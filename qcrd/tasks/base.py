@@ -27,8 +27,8 @@ Parser = Callable[[str, Question], ParsedSample | None]
 """Reads a raw completion to a question; None where it has no answer."""
 
 
-class Prompted(Protocol):
-    """The part of a task's interface that asking a language model needs."""
+class Task(Protocol):
+    """The interface of a task module."""
 
     NAME: str
     STOP: tuple[str, ...]
@@ -39,18 +39,13 @@ class Prompted(Protocol):
     """The task's own few-shot prompt."""
     SIMULATED: bool
     """Whether questions carry the facts that the simulated teacher needs."""
+    PARSERS: Mapping[str, Parser]
+    """Further ways to read a completion, for `teacher.parser`; `task` is `parse`."""
 
     @staticmethod
     def format_prompt(few_shot: str, question: str) -> str:
         """The text that the teacher completes."""
         ...
-
-
-class Task(Prompted, Protocol):
-    """The interface of a task module."""
-
-    PARSERS: Mapping[str, Parser]
-    """Further ways to read a completion, for `teacher.parser`; `task` is `parse`."""
 
     @staticmethod
     def sizes(config: Any) -> dict[str, int]:

@@ -16,10 +16,10 @@ from typing import TypeVar
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception
 from tenacity.wait import wait_exponential_jitter
 
-from qcrd.config import TeacherConfig
-from qcrd.teacher.backends.base import Answer, Call, Failure, Record, Reply, Teacher, TeacherError
+from qcrd.config import LanguageModelSettings, TeacherSettings
+from qcrd.teacher.backends.base import Answer, Call, Failure, Reply, Result, Teacher, TeacherError
 from qcrd.teacher.cost import Price, spent_usd, worst_case_prompt_tokens
-from qcrd.teacher.limits import GaveUp, Grant, Need, Outcome, Report
+from qcrd.teacher.limits import AttemptReport, GaveUp, Grant, Need, Outcome
 from qcrd.teacher.store import StoreWriter
 
 LONGEST_SLEEP = 0.5
@@ -30,7 +30,7 @@ ATTEMPTS_TO_LEARN_N = 2
 _BACKOFF = wait_exponential_jitter(initial=0.5, max=30.0, jitter=0.5)
 
 T = TypeVar("T")
-Lease = Callable[[Sequence[Need], Sequence[Report]], Awaitable[Grant]]
+Lease = Callable[[Sequence[Need], Sequence[AttemptReport]], Awaitable[Grant]]
 
 
 class Stopped(Exception):
@@ -43,7 +43,7 @@ class Leases:
     def __init__(self, lease: Lease) -> None:
         self._lease = lease
         self._waiting: deque[tuple[Need, asyncio.Future[None]]] = deque()
-        self._reports: list[Report] = []
+        self._reports: list[AttemptReport] = []
         self._task: asyncio.Task[None] | None = None
         self._stopped = asyncio.Event()
 
@@ -65,7 +65,7 @@ class Leases:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopped.wait(), seconds)
 
-    def report(self, report: Report) -> None:
+    def report(self, report: AttemptReport) -> None:
         """How an attempt ended. Every attempt that was granted is reported once."""
         self._reports.append(report)
 
@@ -124,13 +124,14 @@ class Asker:
     """Makes calls, at most `slots` attempts at once. A call that waits before it is tried again holds no slot."""
 
     def __init__(
-        self, config: TeacherConfig, teacher: Teacher, writer: StoreWriter, leases: Leases, slots: int,
+        self, config: TeacherSettings, teacher: Teacher, writer: StoreWriter, leases: Leases, slots: int,
         price: Price | None,
     ) -> None:  # fmt: skip
         self._config, self._teacher, self._writer, self._leases = config, teacher, writer, leases
         self._slots = asyncio.Semaphore(slots)
         self._price = price
-        self._tokens_of_reply: float = config.max_tokens  # the mean so far
+        self._max_tokens = config.max_tokens if isinstance(config, LanguageModelSettings) else 0
+        self._tokens_of_reply: float = self._max_tokens  # the mean so far
         self.honours_n: bool | None = None
         """Whether the server gives several choices a call; None until one was asked for."""
 
@@ -227,7 +228,7 @@ class Asker:
         prompt, samples = worst_case_prompt_tokens(call.prompt), len(call.indices)
         usd = 0.0
         if self._price is not None:
-            usd = spent_usd(self._price, prompt, samples * self._config.max_tokens, batch=False)
+            usd = spent_usd(self._price, prompt, samples * self._max_tokens, batch=False)
         return Need(prompt / 4 + samples * self._tokens_of_reply, usd)
 
     def _good(self, need: Need, answer: Answer) -> Outcome:
@@ -259,7 +260,7 @@ def total_tokens(replies: Sequence[Reply]) -> tuple[int | None, int | None]:
     )
 
 
-def _count(records: Sequence[Record]) -> Asked:
+def _count(records: Sequence[Result]) -> Asked:
     failed = sum(isinstance(record, Failure) for record in records)
     return Asked(len(records) - failed, failed)
 

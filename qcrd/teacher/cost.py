@@ -17,10 +17,11 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import Field, TypeAdapter, ValidationError
 
-from qcrd.config import ConfigError, Settings, TeacherConfig
+from qcrd.config import ConfigError, LanguageModelSettings, PaidSettings, Settings, TeacherSettings
 from qcrd.records import Question
-from qcrd.tasks.base import Prompted
-from qcrd.teacher.requests import Wanted, read_prompt, split_calls
+from qcrd.teacher.backends.table import backend_of
+from qcrd.teacher.prompts import Prompts
+from qcrd.teacher.requests import Wanted, split_calls
 
 PRICES = Path(__file__).with_name("prices.json")
 BYTES_PER_TOKEN = 4
@@ -62,22 +63,17 @@ class Price:
     note: str = ""
 
 
-def price_file(config: TeacherConfig) -> Path:
+def price_file(config: PaidSettings) -> Path:
     """`teacher.prices`, else the packaged file."""
     return Path(config.prices) if config.prices else PRICES
 
 
-def is_free(config: TeacherConfig) -> bool:
-    """Whether nothing is paid for a token: where nobody is asked, and where the model runs in the job itself."""
-    return config.kind != "openai"
-
-
-def read_price(config: TeacherConfig) -> Price | None:
-    """The price of `teacher.model`; None where it is unknown, or where there is none to pay (`is_free`).
+def read_price(config: TeacherSettings) -> Price | None:
+    """The price of `teacher.model`; None where it is unknown, or where nothing is paid for a token.
 
     Names match exactly, and dated snapshots only where the file lists them. Raises `ConfigError` for a bad file.
     """
-    if is_free(config):
+    if not isinstance(config, PaidSettings):
         return None
     for entry in _read_entries(price_file(config)):
         if config.model in (entry.model, *entry.aliases):
@@ -111,9 +107,9 @@ def _read_entries(path: Path) -> list[_Entry]:
     return entries
 
 
-def check_budget(config: TeacherConfig) -> None:
+def check_budget(config: TeacherSettings) -> None:
     """Raise `ConfigError` where there is a budget and no price to hold it by."""
-    if config.budget_usd is None or is_free(config):
+    if not isinstance(config, PaidSettings) or config.budget_usd is None:
         return
     price = read_price(config)
     if price is None or (config.mode == "batch" and price.batch_factor is None):
@@ -155,7 +151,7 @@ class TokenCounter:
         return [len(ids) for ids in encoded["input_ids"]]
 
 
-def prompt_token_counter(config: TeacherConfig) -> tuple[TokenCounter, bool]:
+def prompt_token_counter(config: LanguageModelSettings) -> tuple[TokenCounter, bool]:
     """How prompt tokens are counted, and whether that is measured (True) or estimated (False).
 
     Measured: by `teacher.tokenizer`, or by the tokenizer of a model in a local folder. The few tokens that a chat
@@ -191,18 +187,15 @@ def _size(text: str) -> int:
     return len(text.encode("utf-8", "surrogatepass"))
 
 
-def _prompt_tokens(
-    counter: TokenCounter, config: TeacherConfig, task: Prompted, questions: Sequence[Question]
-) -> np.ndarray:
+def _prompt_tokens(counter: TokenCounter, prompts: Prompts, questions: Sequence[Question]) -> np.ndarray:
     """Tokens of each question's prompt (int64).
 
     What all prompts begin with is counted once, up to its last line break, and the rest by question. The break may
     fall inside a token of the whole prompt, so a count may be off by one.
     """
-    few_shot = read_prompt(config, task)
 
     def prompt(question: Question) -> str:
-        return task.format_prompt(few_shot, question.text)
+        return prompts.prompt(question.text)
 
     if not questions:
         return np.zeros(0, dtype=np.int64)
@@ -240,7 +233,7 @@ class CostEstimate:
     """The ways of getting `samples` missing samples. `measured`: whether a tokenizer counted the prompts' tokens;
     `replies`: how many stored replies the expected completion tokens come from."""
 
-    config: TeacherConfig
+    config: LanguageModelSettings
     samples: int
     measured: bool
     replies: int
@@ -249,8 +242,9 @@ class CostEstimate:
 
 
 def estimate_cost(
-    config: TeacherConfig, task: Prompted, wanted: Wanted, missing: np.ndarray, known_completion: tuple[int, int] | None
-) -> CostEstimate:
+    config: LanguageModelSettings, prompts: Prompts, wanted: Wanted, missing: np.ndarray,
+    known_completion: tuple[int, int] | None,
+) -> CostEstimate:  # fmt: skip
     """What the missing samples (bool, shape of `wanted.keys`) cost: one call a sample or several samples a call, each
     online and, for an endpoint, in batch mode. `known_completion`: completion tokens and number of stored replies.
 
@@ -259,7 +253,7 @@ def estimate_cost(
     counter, measured = prompt_token_counter(config)
     tokens = np.zeros(len(wanted.questions), dtype=np.int64)
     lacking = np.flatnonzero(missing.any(axis=1))
-    tokens[lacking] = _prompt_tokens(counter, config, task, [wanted.questions[row] for row in lacking.tolist()])
+    tokens[lacking] = _prompt_tokens(counter, prompts, [wanted.questions[row] for row in lacking.tolist()])
     samples = int(missing.sum())
     replies = known_completion[1] if known_completion else 0
     expected = round(samples * known_completion[0] / replies) if known_completion and replies else None
@@ -268,15 +262,17 @@ def estimate_cost(
     own = 1 if config.samples_per_request == 1 else several
     most = samples * config.max_tokens
     calls_by_count = {count: split_calls(missing, count) for count in sorted({1, several})}
+    is_paid = isinstance(config, PaidSettings)
+    in_batches = is_paid and config.mode == "batch"
     ways: list[Way] = []
-    for batch in (False,) if is_free(config) else (False, True):
+    for batch in (False, True) if is_paid else (False,):
         for count, calls in calls_by_count.items():
             prompt = int(tokens[calls[:, 0]].sum())
             ways.append(
                 Way(
                     samples_per_request=count,
                     batch=batch,
-                    chosen=count == own and batch == (config.mode == "batch"),
+                    chosen=count == own and batch == in_batches,
                     requests=len(calls),
                     prompt_tokens=prompt,
                     most_completion_tokens=most,
@@ -311,7 +307,7 @@ def cost_rows(estimate: CostEstimate) -> tuple[list[str], list[list[str]], list[
     return columns, rows, _notes(estimate)
 
 
-def _name(config: TeacherConfig, way: Way) -> str:
+def _name(config: LanguageModelSettings, way: Way) -> str:
     count = way.samples_per_request
     name = "1 sample a call" if count == 1 else f"up to {count} samples a call"
     doubt = ", if the server honours n" if config.samples_per_request == "auto" and count > 1 else ""
@@ -326,7 +322,7 @@ def _completion_cell(way: Way) -> str:
 
 
 def _price_cell(estimate: CostEstimate, way: Way) -> str:
-    if is_free(estimate.config):
+    if not isinstance(estimate.config, PaidSettings):
         return "none"
     if way.most_usd is None:
         return "price unknown" if estimate.price is None else "no batch price"
@@ -339,15 +335,16 @@ def _price_cell(estimate: CostEstimate, way: Way) -> str:
 def _notes(estimate: CostEstimate) -> list[str]:
     config, price = estimate.config, estimate.price
     notes: list[str] = []
-    if is_free(config):
-        notes.append(f"teacher.kind = {config.kind}: nothing is paid per token")
+    if not isinstance(config, PaidSettings):
+        notes.append(f"teacher.kind = {backend_of(config).kind}: nothing is paid per token")
     elif price is None:
         notes.append(f"price unknown: model {config.model!r} is not in {price_file(config)}")
     else:
         notes.append(f"price of {config.model} as of {price.as_of}: {price.source}")
         if price.note:
             notes.append(f"{config.model}: {price.note}")
-        if config.base_url is not None:
+        endpoint = backend_of(config).endpoint(config)
+        if endpoint is not None and endpoint.base_url is not None:
             notes.append("teacher.base_url is set: the price goes by the model's name, not by the endpoint")
     if not estimate.measured:
         notes.append(

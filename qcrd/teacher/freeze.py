@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.records import RowWriter, Sample
-from qcrd.teacher.backends.base import Record, Reply
+from qcrd.teacher.backends.base import Reply, Result
 from qcrd.teacher.cost import Price, spent_usd
 from qcrd.teacher.requests import Wanted
 from qcrd.teacher.store import StoreIndex
@@ -74,7 +74,7 @@ def known_completion(wanted: Wanted, index: StoreIndex) -> tuple[int, int] | Non
     return (tokens, replies) if replies else None
 
 
-def _sample(question_id: str, index: int, key: bytes, record: Record | None) -> Sample:
+def _sample(question_id: str, index: int, key: bytes, record: Result | None) -> Sample:
     """A row of the samples artifact."""
     if isinstance(record, Reply):
         return Sample(

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from qcrd.config import PaidSettings, TeacherSettings
 from qcrd.teacher.backends.base import RateHeaders
 
 WINDOW_SECONDS = 2.0
@@ -50,7 +51,7 @@ class GaveUp:
     reason: str
 
 
-Report = Outcome | GaveUp
+AttemptReport = Outcome | GaveUp
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class SharedLimits:
         self.stop_reason = ""
         self.totals = Totals()
 
-    def lease(self, needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    def lease(self, needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         """Take note of how attempts ended, then grant as many of `needs` as may go ahead now, in order."""
         now = self._clock()
         for report in reports:
@@ -235,3 +236,12 @@ def _at_rate(bucket: Bucket | None, per_second: float, now: float) -> Bucket:
     bucket.wait(now)  # what has passed so far counts at the old rate
     bucket.per_second = per_second
     return bucket
+
+
+def make_limits(teacher: TeacherSettings, spent_usd: float) -> SharedLimits:
+    """The limits of a job. A teacher whose tokens are not paid for has none."""
+    paid = teacher if isinstance(teacher, PaidSettings) else PaidSettings()
+    return SharedLimits(
+        paid.requests_per_minute, paid.tokens_per_minute, paid.budget_usd, spent_usd,
+        patience=max(10, teacher.concurrency),
+    )  # fmt: skip

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from qcrd.config import ConfigError, ExperimentConfig
-from qcrd.tasks.base import Prompted
+from qcrd.config import ConfigError, OpenAITeacherConfig, TeacherSettings
 from qcrd.teacher.asking import Asker, Leases, Stopped
 from qcrd.teacher.backends.base import Answer, TeacherError
-from qcrd.teacher.backends.build import build_teacher, make_limits
+from qcrd.teacher.backends.table import backend_of, build_teacher
 from qcrd.teacher.cost import Price
-from qcrd.teacher.limits import Grant, Need, Report
-from qcrd.teacher.requests import Wanted, build_call, read_prompt, split_calls
+from qcrd.teacher.limits import AttemptReport, Grant, Need, make_limits
+from qcrd.teacher.prompts import Prompts
+from qcrd.teacher.requests import Wanted, build_call, split_calls
 from qcrd.teacher.store import SampleStore, StoreWriter
 
 MEMORY = "endpoints.json"
@@ -29,29 +29,26 @@ QUESTIONS = 3
 """Where the endpoint refuses this many different questions, it is not the question."""
 
 
-def samples_per_request(config: ExperimentConfig, store: SampleStore) -> int | None:
+def samples_per_request(teacher: TeacherSettings, store: SampleStore) -> int | None:
     """n: as it is set, or as an earlier job found out; None where nobody knows yet."""
-    teacher = config.teacher
-    if teacher.kind in ("simulated", "imported") or teacher.num_samples == 1:
-        return 1
-    if teacher.samples_per_request != "auto":
-        return teacher.samples_per_request
-    if teacher.kind == "vllm":
-        return teacher.num_samples
-    honours_n = json.loads(store.read_text(MEMORY) or "{}").get(_endpoint(config))
+    backend = backend_of(teacher)
+    endpoint = backend.endpoint(teacher)
+    count = backend.samples_per_request(teacher)
+    if count is not None or endpoint is None:
+        return count
+    honours_n = json.loads(store.read_text(MEMORY) or "{}").get(_name(endpoint))
     return None if honours_n is None else teacher.num_samples if honours_n else 1
 
 
-def remember(config: ExperimentConfig, store: SampleStore, honours_n: bool) -> None:
+def remember(endpoint: OpenAITeacherConfig, store: SampleStore, honours_n: bool) -> None:
     """Note beside the store's parts whether this endpoint gives several choices a call."""
-    known = json.loads(store.read_text(MEMORY) or "{}")
-    if known.get(_endpoint(config)) != honours_n:
-        store.write_text(MEMORY, json.dumps({**known, _endpoint(config): honours_n}, indent=1, sort_keys=True) + "\n")
+    known, name = json.loads(store.read_text(MEMORY) or "{}"), _name(endpoint)
+    if known.get(name) != honours_n:
+        store.write_text(MEMORY, json.dumps({**known, name: honours_n}, indent=1, sort_keys=True) + "\n")
 
 
-def _endpoint(config: ExperimentConfig) -> str:
-    teacher = config.teacher
-    return f"{teacher.base_url or 'OpenAI'} {teacher.model} {teacher.api}"
+def _name(endpoint: OpenAITeacherConfig) -> str:
+    return f"{endpoint.base_url or 'OpenAI'} {endpoint.model} {endpoint.api}"
 
 
 @dataclass(frozen=True)
@@ -68,8 +65,8 @@ class Probed:
 
 
 def probe(
-    config: ExperimentConfig, task: Prompted, wanted: Wanted, missing: np.ndarray, store: SampleStore, spent_usd: float,
-    price: Price | None, is_proven: bool,
+    teacher: OpenAITeacherConfig, prompts: Prompts, wanted: Wanted, missing: np.ndarray, store: SampleStore,
+    spent_usd: float, price: Price | None, is_proven: bool,
 ) -> Probed:  # fmt: skip
     """Make the first call that is missing.
 
@@ -77,31 +74,30 @@ def probe(
     question's fault. Raises `ConfigError` for what the settings have wrong, `Stopped` where the endpoint does not
     answer or the budget does not suffice.
     """
-    n = samples_per_request(config, store)
-    calls = split_calls(missing, config.teacher.num_samples if n is None else n)
-    return asyncio.run(_probe(config, task, wanted, calls, store, spent_usd, price, is_proven, n))
+    n = samples_per_request(teacher, store)
+    calls = split_calls(missing, teacher.num_samples if n is None else n)
+    return asyncio.run(_probe(teacher, prompts, wanted, calls, store, spent_usd, price, is_proven, n))
 
 
 async def _probe(
-    config: ExperimentConfig, task: Prompted, wanted: Wanted, calls: np.ndarray, store: SampleStore, spent_usd: float,
-    price: Price | None, is_proven: bool, n: int | None,
+    config: OpenAITeacherConfig, prompts: Prompts, wanted: Wanted, calls: np.ndarray, store: SampleStore,
+    spent_usd: float, price: Price | None, is_proven: bool, n: int | None,
 ) -> Probed:  # fmt: skip
-    teacher_config = config.teacher.model_copy(update={"max_attempts": min(ATTEMPTS, config.teacher.max_attempts)})
-    limits = make_limits(teacher_config, spent_usd)
+    config = config.model_copy(update={"max_attempts": min(ATTEMPTS, config.max_attempts)})
+    limits = make_limits(config, spent_usd)
 
-    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         return limits.lease(needs, reports)
 
-    few_shot = read_prompt(teacher_config, task)
-    teacher = build_teacher(teacher_config, task.STOP, {})
+    teacher = build_teacher(config, prompts.stop, {})
     try:
-        with StoreWriter(store.place, teacher_config.flush_seconds) as writer:
+        with StoreWriter(store.place, config.flush_seconds) as writer:
             leases = Leases(lease)
-            asker = Asker(teacher_config, teacher, writer, leases, 1, price)
+            asker = Asker(config, teacher, writer, leases, 1, price)
             refused: TeacherError | None = None
             for row, first, count in calls[:QUESTIONS].tolist():
                 for samples in sorted({count, 1}, reverse=True):
-                    call = build_call(teacher_config, task, few_shot, wanted.questions[row], first, samples)
+                    call = build_call(config, prompts, wanted.questions[row], first, samples)
                     try:
                         answer, attempts = await asker.answer(call)
                     except TeacherError as error:
@@ -121,10 +117,9 @@ async def _probe(
         await teacher.close()
 
 
-def _refused(config: ExperimentConfig, error: TeacherError, samples: int) -> TeacherError:
+def _refused(teacher: OpenAITeacherConfig, error: TeacherError, samples: int) -> TeacherError:
     """The error where the question, or `n`, may be to blame; raises what the settings, or the endpoint, are to blame
     for."""
-    teacher = config.teacher
     if error.status in (401, 403):
         where = f"file {teacher.api_key_file!r}" if teacher.api_key_file else f"variable {teacher.api_key_env!r}"
         raise ConfigError(f"teacher.api_key_env: the endpoint refuses the key of {where}: {error}")
@@ -137,12 +132,12 @@ def _refused(config: ExperimentConfig, error: TeacherError, samples: int) -> Tea
 
 
 def _learnt(
-    config: ExperimentConfig, store: SampleStore, answer: Answer, wished: int, samples: int, n: int | None
+    teacher: OpenAITeacherConfig, store: SampleStore, answer: Answer, wished: int, samples: int, n: int | None
 ) -> int:
     if n is not None:
         return n
     if wished == 1:  # a single sample was missing: nothing was learnt, and there is no hurry to
         return 1
     honours_n = samples > 1 and len(answer.records) > 1
-    remember(config, store, honours_n)
-    return config.teacher.num_samples if honours_n else 1
+    remember(teacher, store, honours_n)
+    return teacher.num_samples if honours_n else 1

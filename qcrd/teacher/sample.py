@@ -27,27 +27,18 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.util.annotations import RayDeprecationWarning
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
+from qcrd.config import ConfigError, OpenAITeacherConfig, TeacherSettings
 from qcrd.records import Question
-from qcrd.tasks.base import Prompted
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped, all_of
-from qcrd.teacher.backends.base import TeacherError
-from qcrd.teacher.backends.build import build_teacher, make_limits
-from qcrd.teacher.backends.imported import ImportedCompletions, read_completions
+from qcrd.teacher.backends.base import ImportedCompletions, TeacherError
+from qcrd.teacher.backends.table import backend_of, build_teacher
 from qcrd.teacher.batch.mode import BatchSummary, resume_batches, run_batches
 from qcrd.teacher.cost import Price, read_price, spent_usd, worst_case_prompt_tokens
 from qcrd.teacher.freeze import freeze, spent_before
-from qcrd.teacher.limits import Grant, Need, Report, Totals
+from qcrd.teacher.limits import AttemptReport, Grant, Need, Totals, make_limits
 from qcrd.teacher.probe import probe, samples_per_request
-from qcrd.teacher.requests import (
-    Wanted,
-    build_call,
-    missing_mask,
-    read_prompt,
-    split_calls,
-    store_place,
-    wanted_samples,
-)
+from qcrd.teacher.prompts import Prompts
+from qcrd.teacher.requests import SampleSource, Wanted, build_call, missing_mask, split_calls, wanted_samples
 from qcrd.teacher.store import SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
 
 OnProgress = Callable[[int, int, Mapping[str, Any]], None]
@@ -60,7 +51,7 @@ logger = logging.getLogger(__name__)
 class LimitsActor:
     """`SharedLimits` where all sampling actors can reach it; it also deals out the slots."""
 
-    def __init__(self, teacher: TeacherConfig, spent_usd: float) -> None:
+    def __init__(self, teacher: TeacherSettings, spent_usd: float) -> None:
         self._limits = make_limits(teacher, spent_usd)
         actors = min(teacher.actors, teacher.concurrency)
         share, rest = divmod(teacher.concurrency, actors)
@@ -71,7 +62,7 @@ class LimitsActor:
         """How many attempts the next actor may have under way at once."""
         return self._slots.pop() if self._slots else 1
 
-    def lease(self, needs: Sequence[Need], reports: Sequence[Report], who: tuple[str, str]) -> Grant:
+    def lease(self, needs: Sequence[Need], reports: Sequence[AttemptReport], who: tuple[str, str]) -> Grant:
         """`who`: the node and the actor that ask."""
         before = self._limits.under_way
         grant = self._limits.lease(needs, reports)
@@ -91,12 +82,11 @@ class LimitsActor:
 
 
 @dataclass(frozen=True)
-class Job:
+class ActorWork:
     """What each actor is told. No key is in it: each reads that for itself."""
 
-    teacher: TeacherConfig
-    task: Prompted
-    few_shot: str
+    teacher: TeacherSettings
+    prompts: Prompts
     identity: str
     store: str
     price: Price | None
@@ -105,10 +95,9 @@ class Job:
 class SamplingActor:
     """Makes the calls of each batch and keeps each reply before it says so. A row is (question row, first, count)."""
 
-    def __init__(self, job: Job, limits: Any, data: list[Any]) -> None:
+    def __init__(self, work: ActorWork, limits: Any, data: list[Any]) -> None:
         """`data` holds references to the table of questions and to imported completions."""
-        self._job, self._limits = job, limits
-        self._task = job.task
+        self._work, self._limits = work, limits
         self._questions, self._completions = ray.get(data)
         self._slots: int = ray.get(limits.slots.remote())  # pyright: ignore[reportAssignmentType]
         context = ray.get_runtime_context()
@@ -119,13 +108,13 @@ class SamplingActor:
     async def __call__(self, batch: dict[str, np.ndarray]) -> AsyncIterator[dict[str, Any]]:
         if self._asker is None:
             try:
-                teacher = build_teacher(self._job.teacher, self._task.STOP, self._completions)
-                self._writer = StoreWriter(self._job.store, self._job.teacher.flush_seconds)
+                teacher = build_teacher(self._work.teacher, self._work.prompts.stop, self._completions)
+                self._writer = StoreWriter(self._work.store, self._work.teacher.flush_seconds)
             except (ConfigError, StoreError) as error:  # this node has no key, or cannot write there
                 await self._limits.stop.remote(f"node {socket.gethostname()}: {error}")
                 yield {"replies": np.zeros(1, dtype=np.int64), "failures": np.zeros(1, dtype=np.int64)}
                 return
-            self._asker = Asker(self._job.teacher, teacher, self._writer, self._leases, self._slots, self._job.price)
+            self._asker = Asker(self._work.teacher, teacher, self._writer, self._leases, self._slots, self._work.price)
         rows = zip(*(batch[name].tolist() for name in ("question", "first", "count")), strict=True)
         asked = await all_of(self._ask(*row) for row in rows)
         try:
@@ -138,17 +127,17 @@ class SamplingActor:
             "failures": np.array([one.failures for one in asked]),
         }
 
-    async def _lease(self, needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def _lease(self, needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         return await self._limits.lease.remote(needs, reports, self._who)
 
     async def _ask(self, row: int, first: int, count: int) -> Asked:
         assert self._asker is not None
         question = Question(**self._questions.slice(row, 1).to_pylist()[0], split="", answer="")
-        of_question = question_key(self._job.identity, question.text)
+        of_question = question_key(self._work.identity, question.text)
         keys = [sample_key(of_question, index) for index in range(first, first + count)]
         try:
             return await self._asker.ask(
-                build_call(self._job.teacher, self._task, self._job.few_shot, question, first, count), keys
+                build_call(self._work.teacher, self._work.prompts, question, first, count), keys
             )
         except StoreError as error:
             await self._limits.stop.remote(str(error))
@@ -157,9 +146,9 @@ class SamplingActor:
         return Asked(0, 0)
 
 
-def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) -> Any:
+def _calls_dataset(calls: np.ndarray, work: ActorWork, limits: Any, data: list[Any]) -> Any:
     """The calls as a Ray dataset that makes them."""
-    teacher = job.teacher
+    teacher = work.teacher
     actors = min(teacher.actors, teacher.concurrency)
     slots = -(-teacher.concurrency // actors)
     batch_size = min(MAX_BATCH, slots)
@@ -174,7 +163,6 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
     rows = BATCHES_PER_BLOCK * batch_size
     blocks = [table.slice(start, rows) for start in range(0, len(table), rows)]
     at_once = min(BLOCKS_AT_ONCE, -(-len(blocks) // actors))  # the first actor to be ready must not take them all
-    gpus = teacher.vllm.tensor_parallel_size if teacher.kind == "vllm" else 0
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to say `max_restarts`, and warns of this one.
         warnings.simplefilter("ignore", RayDeprecationWarning)
@@ -185,10 +173,10 @@ def _calls_dataset(calls: np.ndarray, job: Job, limits: Any, data: list[Any]) ->
                 size=actors, max_concurrent_calls_per_actor=at_once, max_tasks_in_flight_per_actor=at_once
             ),
             num_cpus=0,
-            num_gpus=gpus,
+            num_gpus=backend_of(teacher).gpus(teacher),
             # Ray would ask again for all that a dead actor had; a new pass asks for what is missing.
             max_restarts=0,
-            fn_constructor_args=(job, limits, data),
+            fn_constructor_args=(work, limits, data),
         )
 
 
@@ -208,8 +196,8 @@ def _let_finish(limits: Any, dead: str | None, seconds: float) -> None:
 class Sampling:
     """A sampling job in progress."""
 
-    config: ExperimentConfig
-    task: Prompted
+    teacher: TeacherSettings
+    prompts: Prompts
     wanted: Wanted
     store: SampleStore
     price: Price | None
@@ -249,9 +237,10 @@ class Sampling:
         stalled, before, is_over = 0, 0, False
         death: RayError | None = None
         retried: np.ndarray | None = None  # failures of earlier starts
-        batch = self.config.teacher.mode == "batch"
-        if batch:
-            self._in_batches(None)
+        endpoint = backend_of(self.teacher).endpoint(self.teacher)
+        batch = endpoint if endpoint is not None and endpoint.mode == "batch" else None
+        if batch is not None:
+            self._in_batches(batch, None)
         while True:
             index = self.store.index()
             missing = missing_mask(self.wanted, index, False)
@@ -269,8 +258,8 @@ class Sampling:
             before = left
             calls, spent = self._calls(index, missing)
             self.base = self.wanted.total - int(calls[:, 2].sum()) - self.asked
-            if batch:
-                self._round(calls, spent)
+            if batch is not None:
+                self._round(batch, calls, spent)
                 continue
             try:
                 self._pass(calls, spent)
@@ -288,12 +277,13 @@ class Sampling:
         """Calls for what is missing, and dollars at most that are spent. Where somebody has to be reached, the first
         call is made here and now."""
         spent = self.unpriced
-        if self.config.teacher.budget_usd is not None and self.price is not None:
+        endpoint = backend_of(self.teacher).endpoint(self.teacher)
+        if endpoint is not None and endpoint.budget_usd is not None and self.price is not None:
             spent += spent_before(self.wanted, index, self.price)
-        if self.config.teacher.kind != "openai" or self.is_probed:
-            return split_calls(missing, samples_per_request(self.config, self.store) or 1), spent
+        if endpoint is None or self.is_probed:
+            return split_calls(missing, samples_per_request(self.teacher, self.store) or 1), spent
         is_proven, started = bool(index.answered(self.wanted.keys).any()), time.perf_counter()
-        probed = probe(self.config, self.task, self.wanted, missing, self.store, spent, self.price, is_proven)
+        probed = probe(endpoint, self.prompts, self.wanted, missing, self.store, spent, self.price, is_proven)
         self.is_probed = True
         self.seconds += time.perf_counter() - started
         self.asked += probed.count
@@ -306,18 +296,17 @@ class Sampling:
         """Make the calls on Ray Data. Raises `RayError` where an actor dies, `Stopped` where the limits say so."""
         if len(calls) == 0:
             return
-        teacher = self.config.teacher
+        teacher = self.teacher
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         actor_class: Any = ray.remote(LimitsActor)
         limits = actor_class.options(num_cpus=0, scheduling_strategy=here).remote(teacher, spent)
-        few_shot = read_prompt(teacher, self.task)
-        job = Job(teacher, self.task, few_shot, self.wanted.identity, self.store.place, self.price)
+        work = ActorWork(teacher, self.prompts, self.wanted.identity, self.store.place, self.price)
         rows = self.wanted.questions
         table = pa.table({name: [getattr(row, name) for row in rows] for name in ("id", "text", "label", "facts")})
         started = time.perf_counter()
         try:
             data = [ray.put(table), ray.put(self.completions)]
-            self._watch(_calls_dataset(calls, job, limits, data), limits, started)
+            self._watch(_calls_dataset(calls, work, limits, data), limits, started)
         except RayError as error:
             dead = error.actor_id if isinstance(error, RayActorError) else None
             _let_finish(limits, dead, teacher.timeout_seconds + REPORT_SECONDS)
@@ -356,14 +345,14 @@ class Sampling:
             info["failed attempts"] = failed
         return info
 
-    def _round(self, calls: np.ndarray, spent: float) -> None:
+    def _round(self, teacher: OpenAITeacherConfig, calls: np.ndarray, spent: float) -> None:
         """Make as many of the calls in batch mode as the budget is sure to suffice for: they may cost less, and then
         another round follows. No sample is in two rounds of a start. Raises `Stopped` where the round brings nothing.
         """
         if len(calls) == 0:
             return
-        most, before = self._affordable(calls, spent), self.asked
-        summary = self._in_batches(calls[: len(most)])
+        most, before = self._affordable(teacher, calls, spent), self.asked
+        summary = self._in_batches(teacher, calls[: len(most)])
         for (row, first, count), usd in zip(calls.tolist(), most, strict=False):
             self.settled[row, first : first + count] = True
             if self.wanted.keys_of(row, first, 1)[0].hex() in summary.unpriced:
@@ -371,15 +360,14 @@ class Sampling:
         if self.asked == before:
             raise Stopped(f"batches of {len(most)} requests brought nothing; errors: {dict(summary.errors)}")
 
-    def _affordable(self, calls: np.ndarray, spent: float) -> list[float]:
+    def _affordable(self, teacher: OpenAITeacherConfig, calls: np.ndarray, spent: float) -> list[float]:
         """The most, in dollars, that each of the first calls can cost in batch mode, for as many as fit into the
         budget; without one it is 0 for each. Raises `Stopped` where not even the first fits."""
-        teacher = self.config.teacher
         if teacher.budget_usd is None or self.price is None:
             return [0.0] * len(calls)
-        few_shot, most, total = read_prompt(teacher, self.task), list[float](), spent
+        most, total = list[float](), spent
         for question, first, count in calls.tolist():
-            call = build_call(teacher, self.task, few_shot, self.wanted.questions[question], first, count)
+            call = build_call(teacher, self.prompts, self.wanted.questions[question], first, count)
             prompt, completion = worst_case_prompt_tokens(call.prompt), count * teacher.max_tokens
             most.append(spent_usd(self.price, prompt, completion, batch=True))
             total += most[-1]
@@ -392,13 +380,11 @@ class Sampling:
             )
         return most
 
-    def _in_batches(self, calls: np.ndarray | None) -> BatchSummary:
+    def _in_batches(self, teacher: OpenAITeacherConfig, calls: np.ndarray | None) -> BatchSummary:
         """Make the calls in batch mode; None: wait for those that an earlier start has made."""
-        teacher = self.config.teacher
-        few_shot = read_prompt(teacher, self.task)
         built = (
             (
-                build_call(teacher, self.task, few_shot, self.wanted.questions[row], first, count),
+                build_call(teacher, self.prompts, self.wanted.questions[row], first, count),
                 self.wanted.keys_of(row, first, count),
             )
             for row, first, count in ([] if calls is None else calls.tolist())
@@ -414,7 +400,7 @@ class Sampling:
                 if calls is None:
                     summary = asyncio.run(resume_batches(teacher, self.store, writer, show))
                 else:
-                    summary = asyncio.run(run_batches(teacher, self.task.STOP, self.store, writer, built, show))
+                    summary = asyncio.run(run_batches(teacher, self.prompts.stop, self.store, writer, built, show))
             except TeacherError as error:
                 raise Stopped(str(error)) from error
         self.seconds += time.perf_counter() - started
@@ -431,7 +417,7 @@ def _say_waiting() -> None:
 
 
 def sample(
-    config: ExperimentConfig, task: Prompted, questions: Sequence[Question], out: Path, on_progress: OnProgress,
+    source: SampleSource, questions: Sequence[Question], out: Path, on_progress: OnProgress,
     retry_errors: bool = False, accept_missing: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Write all samples of the questions of `teacher.splits` to the Parquet file `out`: from the store where they are
@@ -441,11 +427,13 @@ def sample(
     again only with `retry_errors`. With `accept_missing` nobody is asked, and what is missing becomes an error row.
     Raises `Stopped` (budget, an endpoint that fails, a full disk); what was answered is then kept, and nothing written.
     """
-    imported = read_completions(config.teacher.imported, questions) if config.teacher.kind == "imported" else None
-    wanted = wanted_samples(config, task, questions)
-    store, price = SampleStore(store_place(config)), read_price(config.teacher)
+    teacher = source.teacher
+    read_completions = backend_of(teacher).completions
+    imported = None if read_completions is None else read_completions(teacher, questions)
+    wanted = wanted_samples(teacher, source.prompts, questions)
+    store, price = SampleStore(source.store), read_price(teacher)
     completions = imported.by_question_id if imported is not None else {}
-    sampling = Sampling(config, task, wanted, store, price, completions, on_progress)
+    sampling = Sampling(teacher, source.prompts, wanted, store, price, completions, on_progress)
     try:
         index = store.index() if accept_missing else sampling.run(retry_errors)
         frozen = freeze(wanted, index, out, price)

@@ -36,7 +36,7 @@ from qcrd.storage.atomic import GrowingFile, is_being_written, move, sync, write
 from qcrd.storage.bucket import patiently
 from qcrd.storage.fingerprints import canonical_json, digest_of
 from qcrd.storage.output import Storage
-from qcrd.teacher.backends.base import Failure, Record, Reply, as_count
+from qcrd.teacher.backends.base import Failure, Reply, Result, as_count
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ def sample_key(question: bytes, index: int) -> bytes:
 # -- one line -----------------------------------------------------------------------------------------------------
 
 
-def _line(key: bytes, record: Record) -> bytes:
+def _line(key: bytes, record: Result) -> bytes:
     name = "error" if isinstance(record, Failure) else "reply"
     values = {field: _encodable(value) for field, value in asdict(record).items()}
     whole = key.ljust(KEY_TYPE.itemsize, b"\0")  # numpy drops zeros at the end of a key that is taken out of an array
@@ -98,7 +98,7 @@ def _is_whole(line: bytes) -> bool:
     return digest == line[-67:-3] and line[_KEY_END : _KEY_END + 10] in (b'","reply":', b'","error":')
 
 
-def _record(line: bytes) -> Record:
+def _record(line: bytes) -> Result:
     content = json.loads(line)
     values = content["reply"] if "reply" in content else content["error"]
     # What an endpoint gave as a count was once kept unseen.
@@ -162,7 +162,7 @@ class StoreIndex:
             return np.zeros(rows.shape, dtype=bool)
         return self._failed[np.maximum(rows, 0)]
 
-    def records(self, keys: np.ndarray) -> Iterator[Record | None]:
+    def records(self, keys: np.ndarray) -> Iterator[Result | None]:
         """The records of a flat array of keys, in its order, read one by one from the parts."""
         with contextlib.ExitStack() as stack:
             streams: dict[int, IO[bytes]] = {}
@@ -386,7 +386,7 @@ class StoreWriter:
         self._thread = threading.Thread(target=self._flush_now_and_then, args=(flush_seconds,), daemon=True)
         self._thread.start()
 
-    def write(self, records: Sequence[tuple[bytes, Record]]) -> None:
+    def write(self, records: Sequence[tuple[bytes, Result]]) -> None:
         """Keep records, (key, record) each, all or none of them."""
         data = b"".join(_line(key, record) for key, record in records)
         with self._lock, self._reported():

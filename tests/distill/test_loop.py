@@ -32,7 +32,7 @@ def config_of(**changes: Any) -> ExperimentConfig:
         {
             "name": "tiny",
             "task": {"train_size": 20, "validation_size": 6, "test_size": 6, "max_steps": 1},
-            "teacher": {"kind": "simulated", "num_samples": 3, "simulated": {"error_rate": 0.4}},
+            "teacher": {"kind": "simulated", "num_samples": 3, "error_rate": 0.4},
             "rationales": {"num_samples": 3},
             "student": {
                 "kind": "scratch", **SIZES, "dropout": 0.1, "max_label_tokens": 10,
@@ -55,7 +55,7 @@ def data_of(config: ExperimentConfig, folder: Path) -> TrainingData:
     task = get_task("arithmetic")
     questions = load_questions(task, config.task)
     train = [q for q in questions if q.split == "train"]
-    teacher = SimulatedTeacher(config.teacher.simulated.error_rate)
+    teacher = SimulatedTeacher(config.teacher.error_rate)
     votes: dict[str, Vote] = {}
     rationales: dict[str, list[Rationale]] = {}
     for q in train:

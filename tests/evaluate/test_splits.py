@@ -17,6 +17,7 @@ from qcrd.pipeline.stages import stages_of
 from qcrd.rationales.consistency import statistics
 from qcrd.records import Example, Question, Rationale, Sample, Vote, read_rows, write_rows
 from qcrd.tasks import get_task
+from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import wanted_samples
 from qcrd.tracking.opening import open_run_record
 from qcrd.tracking.tracker import RunId
@@ -56,7 +57,10 @@ def questions_of(config: ExperimentConfig) -> list[Question]:
 def test_train_questions_come_first_and_keys_stay_as_they_are():
     default, more = config_of(), config_of("test", "train", "validation")
     task, questions = get_task("arithmetic"), questions_of(default)
-    few, many = wanted_samples(default, task, questions), wanted_samples(more, task, questions[::-1])
+    few, many = (
+        wanted_samples(config.teacher, task_prompts(task, None), rows)
+        for config, rows in ((default, questions), (more, questions[::-1]))
+    )
     assert [q.split for q in few.questions] == ["train"] * 6
     assert [q.split for q in many.questions] == ["train"] * 6 + ["validation"] * 4 + ["test"] * 5
     assert few.identity == many.identity and many.keys.shape == (15, 2)

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import qcrd.tasks
-from qcrd.config import ExperimentConfig
-from qcrd.config.grid import Comparison
+from qcrd.config import ExperimentConfig, TeacherConfig
 from qcrd.evaluate import llm_judge
-from qcrd.records import Explanation, Question, Sample, write_rows
+from qcrd.evaluate.llm_judge import LlmJudge
+from qcrd.evaluate.llm_judge_prompt import pairs_of
+from qcrd.records import Explanation, Question
 from qcrd.tasks import get_task
-from qcrd.tasks.base import Prompted
-from qcrd.teacher.requests import build_call, read_prompt, wanted_samples
+from qcrd.teacher.prompts import Prompts, task_prompts
+from qcrd.teacher.requests import build_call, wanted_samples
 
 GOLDEN = json.loads((Path(__file__).parent / "sample_keys.json").read_text(encoding="utf-8"))
-VLLM = ("revision", "dtype", "tensor_parallel_size", "gpu_memory_utilization", "max_model_len")
-Asked = tuple[ExperimentConfig, Prompted, Question]
+Asked = tuple[TeacherConfig, Prompts, Question]
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +46,10 @@ def teacher_of(words: dict[str, Any], root: Path) -> dict[str, Any]:
         teacher["prompt"] = str(root / teacher["prompt"])
     file = teacher.pop("file", {})
     paths = {name: str(root / file[name]) for name in ("path", "aligned_to") if name in file}
-    groups: dict[str, dict[str, Any]] = {
-        "vllm": {name: teacher.pop(name) for name in VLLM if name in teacher},
-        "simulated": {name: teacher.pop(name) for name in ("error_rate",) if name in teacher},
-        "imported": file | paths,
-    }
-    return teacher | {name: group for name, group in groups.items() if group}
+    if teacher["kind"] in ("simulated", "imported"):  # once they had these, which were no part of a key; now they do not
+        for name in ("model", "temperature", "top_p", "max_tokens"):
+            teacher.pop(name, None)
+    return teacher | file | paths
 
 
 def config_of(task: str, words: dict[str, Any], root: Path) -> ExperimentConfig:
@@ -61,10 +58,10 @@ def config_of(task: str, words: dict[str, Any], root: Path) -> ExperimentConfig:
     )
 
 
-def known(config: ExperimentConfig, task: Prompted, question: Question, index: int) -> dict[str, Any]:
+def known(teacher: TeacherConfig, prompts: Prompts, question: Question, index: int) -> dict[str, Any]:
     """What is frozen of one sample: its key, the digest of all in it but question and index, the seed that is sent."""
-    wanted = wanted_samples(config, task, [question])
-    call = build_call(config.teacher, task, read_prompt(config.teacher, task), question, index, 1)
+    wanted = wanted_samples(teacher, prompts, [question])
+    call = build_call(teacher, prompts, question, index, 1)
     key = wanted.keys_of(0, index, 1)[0].hex()
     return {"key": key, "identity": wanted.identity, "request_seed": call.seeds[0]}
 
@@ -86,43 +83,32 @@ def test_every_kind_is_there():
 def test_the_key_of_a_sample_is_what_it_was(entry: dict[str, Any], root: Path):
     asked = entry["question"]
     question = Question(asked["id"], asked["split"], asked["text"], "", "")
-    config = config_of(entry["task"], entry["teacher"], root)
-    assert known(config, get_task(entry["task"]), question, entry["index"]) == frozen(entry)
+    teacher = config_of(entry["task"], entry["teacher"], root).teacher
+    prompts = task_prompts(get_task(entry["task"]), teacher.prompt)
+    assert known(teacher, prompts, question, entry["index"]) == frozen(entry)
 
 
-def requests_of(entry: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+def requests_of(entry: dict[str, Any], root: Path) -> list[Asked]:
     """What a comparison asks of the LLM judge, in both orders; nobody is asked."""
-    asked: list[Asked] = []
-
-    def answered(config: ExperimentConfig, task: Prompted, questions: Sequence[Question], out: Path, *_: Any) -> dict:
-        asked.extend((config, task, question) for question in questions)
-        rows = [Sample(q.id, 0, "", "Verdict: tie", "", "", "", None, 1, None, None) for q in questions]
-        write_rows(out, Sample, rows)
-        return {}
-
-    monkeypatch.setattr(llm_judge, "sample", answered)
     pair, temperature = entry["pair"], entry["temperature"]
     question = Question("t-1", "test", pair["text"], pair["label"], "")
     sides = [
         [Explanation("t-1", "test", temperature, 0, pair[side], False, None)] for side in ("first", "second")
     ]  # fmt: skip
-    found = llm_judge.compare_rationales(
-        config_of(entry["task"], {"kind": "openai", "store": str(root / "store")}, root),
-        config_of(entry["task"], entry["judge"], root).teacher,
-        Comparison(column="c", first="x", second="y", temperature=temperature),
-        [question], sides[0], sides[1], root / "judged.parquet", lambda *_: None,
-    )  # fmt: skip
-    assert found.counts() == (0, 1, 0)
-    return asked
+    settings = config_of(entry["task"], entry["judge"], root).teacher
+    source = LlmJudge(settings, get_task(entry["task"]), str(root / "store")).source()
+    pairs = pairs_of([question], sides[0], sides[1], temperature)
+    (both,) = llm_judge.requests_of(source.prompts.template, pairs)
+    return [(source.teacher, source.prompts, request) for request in both]
 
 
 @pytest.mark.parametrize("entry", GOLDEN["judged"], ids=lambda entry: entry["about"])
-def test_the_key_of_a_verdict_is_what_it_was(entry: dict[str, Any], root: Path, monkeypatch: pytest.MonkeyPatch):
-    asked = requests_of(entry, root, monkeypatch)
+def test_the_key_of_a_verdict_is_what_it_was(entry: dict[str, Any], root: Path):
+    asked = requests_of(entry, root)
     assert len(asked) == 2
-    for (config, task, question), request in zip(asked, entry["requests"].values(), strict=True):
+    for (teacher, prompts, question), request in zip(asked, entry["requests"].values(), strict=True):
         assert (question.id, question.text) == (request["id"], request["text"])
-        assert known(config, task, question, 0) == frozen(request)
+        assert known(teacher, prompts, question, 0) == frozen(request)
 
 
 # -- the same by hand ---------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from qcrd.tasks import get_task
 from qcrd.teacher.backends.base import Failure, Reply
 from qcrd.teacher.batch import mode as batch_module
 from qcrd.teacher.probe import samples_per_request
-from qcrd.teacher.requests import build_call, missing_mask, read_prompt, wanted_samples
+from qcrd.teacher.prompts import task_prompts
+from qcrd.teacher.requests import build_call, missing_mask, wanted_samples
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreWriter
 
 HERE = Path(__file__).parent
@@ -84,8 +85,8 @@ def test_a_line_is_written_as_it_was(place: Path, tmp_path: Path):
 def test_what_is_known_of_an_endpoint_is_still_known(place: Path):
     honours, refuses = GOLDEN["endpoints"].values()
     store = SampleStore(place)
-    assert samples_per_request(config_of(kind="openai", num_samples=4, **honours), store) == 4
-    assert samples_per_request(config_of(kind="openai", num_samples=4, **refuses), store) == 1
+    assert samples_per_request(config_of(kind="openai", num_samples=4, **honours).teacher, store) == 4
+    assert samples_per_request(config_of(kind="openai", num_samples=4, **refuses).teacher, store) == 1
 
 
 # -- a batch that was in flight when the process ended ------------------------------------------------------------
@@ -127,17 +128,17 @@ def test_a_batch_in_flight_is_waited_for_and_not_bought_again(place: Path, monke
     told = GOLDEN["batch"]
     config, task = config_of(**told["teacher"], batch={"poll_seconds": 0.01}), get_task(told["task"])
     questions = [Question(one["id"], "train", one["text"], "", "") for one in told["questions"]]
-    wanted = wanted_samples(config, task, questions)
+    prompts = task_prompts(task, config.teacher.prompt)
+    wanted = wanted_samples(config.teacher, prompts, questions)
     assert [[key.hex() for key in wanted.keys_of(row, 0, 2)] for row in range(2)] == told["keys"]
-    few_shot = read_prompt(config.teacher, task)
     calls = [
-        (build_call(config.teacher, task, few_shot, question, 0, 2), wanted.keys_of(row, 0, 2))
+        (build_call(config.teacher, prompts, question, 0, 2), wanted.keys_of(row, 0, 2))
         for row, question in enumerate(questions)
     ]
     store = SampleStore(place)
     assert missing_mask(wanted, store.index(), retry_errors=False).all()
     with StoreWriter(place, 60) as writer:  # the file is made again, and its digest finds the batch
-        running = batch_module.run_batches(config.teacher, task.STOP, store, writer, calls, lambda done: None)
+        running = batch_module.run_batches(config.teacher, prompts.stop, store, writer, calls, lambda done: None)
         summary = asyncio.run(running)
     assert (summary.submitted, summary.resumed, summary.replies) == (0, 1, 4)
     records = list(SampleStore(place).index().records(wanted.keys.reshape(-1)))

@@ -27,7 +27,7 @@ from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.config.grid import Cell, Claim, Grid
 from qcrd.console import Display
 from qcrd.distill.train import StageFailed
-from qcrd.evaluate import verdicts
+from qcrd.evaluate import llm_judge_prompt
 from qcrd.grids import run as run_grid
 from qcrd.grids.cells import cell_folder, cell_identity, read_cell, write_cell
 from qcrd.grids.plan import plan_grid
@@ -79,13 +79,13 @@ def test_overrides_and_seeds_hold_for_every_cell(tmp_path: Path):
 
 
 def test_overrides_hold_for_the_student_that_writes_negatives():
-    grid = load(TABLE_A3, ["train.steps=7", "teacher.max_tokens=9", "negatives.top_k=3"], "smoke", None)
+    grid = load(TABLE_A3, ["train.steps=7", "teacher.seed=9", "negatives.top_k=3"], "smoke", None)
     assert isinstance(grid, Grid)
     config = grid.cells[3].config
     other = fixed_recipe(config)
-    assert other is not None and (other.train.steps, other.teacher.max_tokens, other.method) == (7, 9, "dss")
+    assert other is not None and (other.train.steps, other.teacher.seed, other.method) == (7, 9, "dss")
     assert (config.negatives.top_k, other.negatives.top_k) == (3, 50)
-    assert config.identity()["negatives"]["fixed_overrides"] == {"train.steps": "7", "teacher.max_tokens": "9"}
+    assert config.identity()["negatives"]["fixed_overrides"] == {"train.steps": "7", "teacher.seed": "9"}
     assert "fixed_overrides" not in grid.cells[0].config.identity()["negatives"]
 
 
@@ -193,7 +193,7 @@ def test_a_finished_cell_is_read_back_and_one_of_other_settings_is_not(tmp_path:
     assert (folder / "cell.json").read_bytes() == before
     moved = with_overrides(config, {"output": "elsewhere", "resources.workers": 2, "name": "other"})
     assert cell_identity(moved) == cell_identity(config)
-    for change in ({"train.steps": 50}, {"seed": 3}, {"task.seed": 1}, {"teacher.simulated.error_rate": 0.3}):
+    for change in ({"train.steps": 50}, {"seed": 3}, {"task.seed": 1}, {"teacher.error_rate": 0.3}):
         assert cell_identity(with_overrides(config, change)) != cell_identity(config), change
 
 
@@ -226,7 +226,7 @@ def test_the_plan_prices_the_judge_llm(tmp_path: Path, monkeypatch: pytest.Monke
     assert isinstance(grid, Grid) and grid.llm_judge is not None
     config = grid.cells[0].config
     test = [one for one in load_questions(get_task("arithmetic"), config.task) if one.split == "test"]
-    prompts = [verdicts.judge_prompt(verdicts.PROMPT.read_text(), one, "", "") for one in test]
+    prompts = [llm_judge_prompt.request_text(llm_judge_prompt.PROMPT.read_text(), one, "", "") for one in test]
     shown = sum(-(-len(prompt.encode()) // 4) for prompt in prompts) / 60
     requests = 2 * 2 * 10  # temperatures, orders, questions
     most = requests * (0.15 * (shown + 2 * 48) + 0.60 * 100) / 1e6  # two rationales of at most 48 tokens

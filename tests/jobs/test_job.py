@@ -67,12 +67,12 @@ def test_the_recipe_is_named_as_seen_from_the_root_wherever_one_stands(monkeypat
 
 def test_a_shell_gives_each_override_back_as_it_was():
     overrides = ["student.prefixes.predict=a  b'$HOME`x`\"", 'teacher.extra_body={"top_k": 40}', "name=x"]
-    entrypoint = job(QUICKSTART, *overrides).entrypoint
+    entrypoint = job(SVAMP, *overrides).entrypoint
     assert shlex.split(entrypoint)[5:] == [OUT, *overrides]
     shown = "import sys; print('|'.join(sys.argv[1:]))"
     command = entrypoint.replace("python -m qcrd", f"{sys.executable} -c {shlex.quote(shown)}", 1)
     printed = subprocess.run(command, shell=True, capture_output=True, text=True, check=True).stdout
-    assert printed == "|".join(["run", QUICKSTART, OUT, *overrides]) + "\n"
+    assert printed == "|".join(["run", SVAMP, OUT, *overrides]) + "\n"
 
 
 def test_a_job_is_known_by_what_it_runs():
@@ -101,8 +101,8 @@ def test_a_recipe_in_no_project_is_refused(tmp_path: Path):
         (GRID, ["output=runs"], "output: 'runs' is not allowed in a submitted job"),
         (SWEEP, ["output=~/runs"], "output: '~/runs' is not allowed in a submitted job"),
         (QUICKSTART, ["teacher.store=store"], "teacher.store: 'store' is not allowed in a submitted job"),
-        (QUICKSTART, ["teacher.api_key_file=key"], "teacher.api_key_file: 'key' is not allowed in a submitted job"),
-        (QUICKSTART, [f"teacher.api_key_file={ROOT}/key"], "the key would travel with the code"),
+        (SVAMP, ["teacher.api_key_file=key"], "teacher.api_key_file: 'key' is not allowed in a submitted job"),
+        (SVAMP, [f"teacher.api_key_file={ROOT}/key"], "the key would travel with the code"),
         (QUICKSTART, ["task.name=gsm8k"], "task.name: 'gsm8k' is not allowed; the tasks are"),
         (QUICKSTART, ["teacher.parser=best"], "teacher.parser: 'best' is not allowed"),
     ],
@@ -134,7 +134,7 @@ def test_secrets_are_refused_and_not_shown(override: str, why: str, monkeypatch:
     monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "correct-horse-battery")
     monkeypatch.setenv("MY_OWN", "staple-staple")
     field, _, value = override.partition("=")
-    for message in (refused(QUICKSTART, override, secrets="MY_OWN"), refused(GRID, override, secrets="MY_OWN")):
+    for message in (refused(SVAMP, override, secrets="MY_OWN"), refused(TABLE, override, secrets="MY_OWN")):
         assert field in message and why in message and value not in message
     if why != "by its name":  # on the command line already, before an error of the config shows the value
         with pytest.raises(ConfigError, match=field):
@@ -145,7 +145,7 @@ def test_what_only_reminds_of_secrets_is_allowed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("OPENAI_API_KEY", "EMPTY")
     monkeypatch.setenv("SOME_TOKEN_PATH", "/shared/runs")
     assert job(
-        QUICKSTART, "teacher.api_key_env=MY_OPENAI_API_KEY", "teacher.api_key_file=/etc/keys/openai",
+        SVAMP, "teacher.api_key_env=MY_OPENAI_API_KEY", "teacher.api_key_file=/etc/keys/openai",
         "teacher.max_tokens=100", 'teacher.extra_body={"stop_token_ids": [1], "user": "EMPTY"}', "name=task-sk-1",
     )  # fmt: skip
 

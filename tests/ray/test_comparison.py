@@ -9,11 +9,20 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import ConfigError, ExperimentConfig, TeacherConfig
+from qcrd.config import (
+    ConfigError,
+    EvaluationConfig,
+    ImportedTeacherConfig,
+    OpenAITeacherConfig,
+    SimulatedTeacherConfig,
+    TaskConfig,
+    TeacherConfig,
+)
 from qcrd.config.grid import Comparison
-from qcrd.evaluate.llm_judge import check_llm_judge, compare_rationales, comparison_requests
-from qcrd.evaluate.verdicts import PROMPT, ComparisonResult, JudgedPair, judge_prompt
+from qcrd.evaluate.llm_judge import LlmJudge, check_llm_judge, compare_rationales, comparison_requests
+from qcrd.evaluate.llm_judge_prompt import PROMPT, ComparisonResult, JudgedPair, pairs_of, request_text
 from qcrd.records import Explanation, Question, read_rows
+from qcrd.tasks import get_task
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.cost import worst_case_prompt_tokens
 from tests.teacher.loopback import Reaction, Server, loopback
@@ -43,16 +52,18 @@ def judge(number: int, prompt: str) -> Reaction | None:
     return 200, {}, json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}], "usage": usage})
 
 
+def llm_judge_of(settings: TeacherConfig, folder: Path, task: str = "arithmetic") -> LlmJudge:
+    return LlmJudge(settings, get_task(task), str(folder / "store"))
+
+
 def compare(server: Server, folder: Path, comparison: Comparison = THERE, **changes: Any) -> ComparisonResult:
-    config = ExperimentConfig.model_validate({"name": "x", "output": str(folder)})
     retry = changes.pop("retry_errors", False)
-    asked = TeacherConfig.model_validate(
+    asked = OpenAITeacherConfig.model_validate(
         {"model": "m", "base_url": server.base_url, "temperature": 0, "concurrency": 4} | changes
     )
-    sides = (FIRST, SECOND) if comparison is THERE else (SECOND, FIRST)
-    return compare_rationales(
-        config, asked, comparison, QUESTIONS, *sides, folder / "out.parquet", lambda *how: None, retry
-    )
+    pairs = pairs_of(QUESTIONS, *((FIRST, SECOND) if comparison is THERE else (SECOND, FIRST)), 0.7)
+    judge = llm_judge_of(asked, folder)
+    return compare_rationales(judge, comparison, pairs, folder / "out.parquet", lambda *how: None, retry)
 
 
 def test_both_orders_are_asked_once_and_read_together(tmp_path: Path):
@@ -93,10 +104,10 @@ def test_a_budget_stops_the_judge_and_what_was_paid_is_kept(tmp_path: Path):
     }  # fmt: skip
     prices = tmp_path / "prices.json"
     prices.write_text(json.dumps([price]))  # a dollar a prompt token, of which the server counts 7
-    longest = max(judge_prompt(PROMPT.read_text(), QUESTIONS[n], a, b) for n, (a, b) in enumerate(TEXTS))
+    longest = max(request_text(PROMPT.read_text(), QUESTIONS[n], a, b) for n, (a, b) in enumerate(TEXTS))
     reserved = worst_case_prompt_tokens(longest) + 20
     with loopback(judge) as server:
-        with pytest.raises(Stopped, match=r"judge\.budget_usd: "):
+        with pytest.raises(Stopped, match=r"llm_judge\.budget_usd: "):
             compare(server, tmp_path, prices=str(prices), budget_usd=reserved + 7 * 4)
         paid = server.asked.total()
         assert 4 <= paid < 12 and 7 * paid <= reserved + 7 * 4 and not (tmp_path / "out.parquet").exists()
@@ -108,28 +119,26 @@ def test_a_budget_stops_the_judge_and_what_was_paid_is_kept(tmp_path: Path):
 def test_the_simulated_judge_asks_nobody(tmp_path: Path):
     told = [Explanation(f"t{n}", "test", 0.7, 0, f"it is {n + 3}", False, None) for n in range(6)]
     wrong = [Explanation(f"t{n}", "test", 0.7, 0, f"it is {n + n % 2 + 3}", False, None) for n in range(6)]
-    config = ExperimentConfig.model_validate({"name": "x", "output": str(tmp_path)})
-    simulated = TeacherConfig(kind="simulated")
-    found = compare_rationales(
-        config, simulated, THERE, QUESTIONS, told, wrong, tmp_path / "o.parquet", lambda *how: None
-    )
+    simulated = llm_judge_of(SimulatedTeacherConfig(), tmp_path)
+    pairs = pairs_of(QUESTIONS, told, wrong, 0.7)
+    found = compare_rationales(simulated, THERE, pairs, tmp_path / "o.parquet", lambda *how: None)
     assert found.counts() == (3, 3, 0) and found.agreement == 1.0 and found.unparsed == 0
     assert found.judge.startswith("simulated") and not (tmp_path / "store").exists()
-    check_llm_judge(config, simulated)
-    assert comparison_requests(config, simulated) == 0
+    check_llm_judge(simulated)
+    assert comparison_requests(simulated.settings, EvaluationConfig(), 300) == 0
 
 
 def test_a_plan_counts_requests_and_a_bad_judge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KEY", "x")
-    asked = TeacherConfig(api_key_env="KEY")
-    config = ExperimentConfig.model_validate({"name": "x", "output": str(tmp_path), "task": {"name": "svamp"}})
-    few = ExperimentConfig.model_validate({"name": "x", "task": {"name": "svamp"}, "evaluation": {"test_limit": 20}})
-    assert comparison_requests(config, asked) == 100 and comparison_requests(few, asked) == 40
-    check_llm_judge(config, asked)
-    with pytest.raises(ConfigError, match=r"^judge\.api_key_env: the environment variable 'NO_KEY' is not set"):
-        check_llm_judge(config, TeacherConfig(api_key_env="NO_KEY"))
-    with pytest.raises(ConfigError, match=r"^judge\.kind: 'imported' is not allowed"):
-        check_llm_judge(config, TeacherConfig(kind="imported"))
+    asked = OpenAITeacherConfig(api_key_env="KEY")
+    test, few = get_task("svamp").sizes(TaskConfig(name="svamp"))["test"], EvaluationConfig(test_limit=20)
+    assert comparison_requests(asked, EvaluationConfig(), test) == 100 and comparison_requests(asked, few, test) == 40
+    check_llm_judge(llm_judge_of(asked, tmp_path, "svamp"))
+    with pytest.raises(ConfigError, match=r"^llm_judge\.api_key_env: the environment variable 'NO_KEY' is not set"):
+        check_llm_judge(llm_judge_of(OpenAITeacherConfig(api_key_env="NO_KEY"), tmp_path))
+    with pytest.raises(ConfigError, match=r"^llm_judge\.kind: 'imported' is not allowed"):
+        check_llm_judge(llm_judge_of(ImportedTeacherConfig(path="x"), tmp_path))
     (tmp_path / "prompt.txt").write_text("Verdict: {a} {b}")
-    with pytest.raises(ConfigError, match=r"^judge\.prompt: the file must have each of the fields"):
-        check_llm_judge(config, TeacherConfig(api_key_env="KEY", prompt=str(tmp_path / "prompt.txt")))
+    with pytest.raises(ConfigError, match=r"^llm_judge\.prompt: the file must have each of the fields"):
+        own = OpenAITeacherConfig(api_key_env="KEY", prompt=str(tmp_path / "prompt.txt"))
+        check_llm_judge(llm_judge_of(own, tmp_path))

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qcrd.pipeline.stages_of import sample_source
 from ray._private.state import state
 
 from qcrd.config import ConfigError, ExperimentConfig
@@ -50,7 +51,8 @@ def config_of(
 
 def run(config: ExperimentConfig, **how: bool) -> tuple[list[Sample], dict[str, Any]]:
     out = Path(config.output) / "samples.parquet"
-    summary = sample(config, TASK, load_questions(TASK, config.task), out, lambda done, total, info: None, **how)
+    questions = load_questions(TASK, config.task)
+    summary = sample(sample_source(config), questions, out, lambda done, total, info: None, **how)
     return read_rows(out, Sample), summary
 
 

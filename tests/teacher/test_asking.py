@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcrd.config import TeacherConfig
+from qcrd.config import ImportedTeacherConfig, OpenAITeacherConfig
 from qcrd.teacher import asking
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped
-from qcrd.teacher.backends.base import Answer, Call, Failure, Record, Reply, TeacherError
+from qcrd.teacher.backends.base import Answer, Call, Failure, Reply, Result, TeacherError
 from qcrd.teacher.backends.openai_endpoint import OpenAITeacher
 from qcrd.teacher.cost import Price
-from qcrd.teacher.limits import Grant, Need, Report, SharedLimits
+from qcrd.teacher.limits import AttemptReport, Grant, Need, SharedLimits
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreWriter, question_key, sample_key
 from tests.teacher.loopback import (
     BREAK,
@@ -75,11 +75,11 @@ class Job:
 
     def __post_init__(self) -> None:
         defaults = {"base_url": self.server.base_url, "model": "m", "max_attempts": 3, "max_tokens": 10}
-        self.config = TeacherConfig.model_validate({**defaults, **self.settings})
+        self.config = OpenAITeacherConfig.model_validate({**defaults, **self.settings})
         self.limits = SharedLimits(None, None, self.budget, 0.0, self.patience)
 
     def ask(self, *calls: Call, price: Price | None = None, disk_is_full: bool = False) -> list[Asked | BaseException]:
-        async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+        async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
             grant = self.limits.lease(needs, reports)
             self.granted += grant.count
             return grant
@@ -104,12 +104,12 @@ class Job:
         asyncio.run(run())
         return self.became
 
-    def records(self, *calls: Call) -> list[Record | None]:
+    def records(self, *calls: Call) -> list[Result | None]:
         keys = np.array([key for call in calls for key in keys_of(call)], dtype=KEY_TYPE)
         return list(SampleStore(self.folder).index().records(keys))
 
 
-def one(folder: Path, behaviour: Behaviour, **settings: Any) -> tuple[Record | None, Server, Job]:
+def one(folder: Path, behaviour: Behaviour, **settings: Any) -> tuple[Result | None, Server, Job]:
     """One sample of one question: its record."""
     with loopback(behaviour) as server:
         job = Job(folder, server, settings=settings)
@@ -165,7 +165,7 @@ def test_one_bad_row_is_an_error_row_and_the_others_are_answered(tmp_path: Path)
         job = Job(tmp_path, server)
         became = job.ask(*calls)
     assert became[4] == Asked(0, 1) and became.count(Asked(1, 0)) == 9
-    expected: list[Record] = [good(call) for call in calls]
+    expected: list[Result] = [good(call) for call in calls]
     expected[4] = Failure("status 400: too long", 400, 1)
     assert job.records(*calls) == expected and server.asked.total() == 10
 
@@ -413,11 +413,11 @@ def test_without_usage_the_most_it_can_cost_counts(tmp_path: Path):
 def test_what_is_cancelled_may_have_been_paid(tmp_path: Path):
     limits = SharedLimits(None, None, None, 0.0, 10)
 
-    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         return limits.lease(needs, reports)
 
     async def run(server: Server) -> None:
-        config = TeacherConfig(base_url=server.base_url, max_tokens=10)
+        config = OpenAITeacherConfig(base_url=server.base_url, max_tokens=10)
         leases = Leases(lease)
         with StoreWriter(tmp_path, 60) as writer:
             asker = Asker(config, OpenAITeacher(config, []), writer, leases, 1, PRICE)
@@ -482,13 +482,13 @@ def test_leases_are_asked_for_many_at_a_time_and_every_attempt_is_reported(tmp_p
     seen: list[tuple[int, int]] = []
     limits = SharedLimits(None, None, None, 0.0, 10)
 
-    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         await asyncio.sleep(0.02)  # as a call to another process
         seen.append((len(needs), len(reports)))
         return limits.lease(needs, reports)
 
     async def run(server: Server) -> None:
-        config = TeacherConfig(base_url=server.base_url)
+        config = OpenAITeacherConfig(base_url=server.base_url)
         leases = Leases(lease)
         with StoreWriter(tmp_path, 60) as writer:
             asker = Asker(config, OpenAITeacher(config, []), writer, leases, 50, None)
@@ -503,7 +503,7 @@ def test_leases_are_asked_for_many_at_a_time_and_every_attempt_is_reported(tmp_p
 
 
 def test_an_error_of_the_lease_reaches_all_who_wait():
-    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         raise RuntimeError("the actor is gone")
 
     async def run() -> list[BaseException | None]:
@@ -519,7 +519,7 @@ def test_a_lease_that_has_to_wait_is_asked_for_again():
     clock = time.monotonic
     limits = SharedLimits(600, None, None, 0.0, 10)  # ten a second
 
-    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         return limits.lease(needs, reports)
 
     async def run() -> float:
@@ -536,7 +536,7 @@ def test_a_task_that_was_cancelled_while_it_waited_takes_no_lease():
     now = [0.0]
     limits = SharedLimits(600, None, None, 0.0, 10, lambda: now[0])
 
-    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         return limits.lease(needs, reports)
 
     async def run() -> None:
@@ -566,12 +566,12 @@ def test_a_teacher_that_answers_at_once_needs_no_server(tmp_path: Path):
         async def close(self) -> None:
             pass
 
-    async def lease(needs: Sequence[Need], reports: Sequence[Report]) -> Grant:
+    async def lease(needs: Sequence[Need], reports: Sequence[AttemptReport]) -> Grant:
         return Grant(len(needs))
 
     async def run() -> list[Asked]:
         with StoreWriter(tmp_path, 60) as writer:
-            asker = Asker(TeacherConfig(kind="imported"), Broken(), writer, Leases(lease), 2, None)
+            asker = Asker(ImportedTeacherConfig(path="x"), Broken(), writer, Leases(lease), 2, None)
             return await asyncio.gather(*(asker.ask(call_of(n), keys_of(call_of(n))) for n in range(3)))
 
     assert asyncio.run(run()) == [

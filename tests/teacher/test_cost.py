@@ -9,11 +9,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcrd.config import ConfigError, TeacherConfig
+from qcrd.config import (
+    ConfigError,
+    ImportedTeacherConfig,
+    LanguageModelSettings,
+    OpenAITeacherConfig,
+    SimulatedTeacherConfig,
+    VllmTeacherConfig,
+)
 from qcrd.records import Question
 from qcrd.tasks import svamp
 from qcrd.teacher import cost
+from qcrd.teacher.backends.table import backend_of
 from qcrd.teacher.cost import CostEstimate, check_budget, cost_rows, estimate_cost, read_price, spent_usd
+from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import Wanted
 from qcrd.teacher.store import KEY_TYPE
 
@@ -38,45 +47,44 @@ def price_file(folder: Path, *entries: dict[str, Any]) -> str:
     return str(path)
 
 
-def teacher(tmp_path: Path, **settings: Any) -> TeacherConfig:
+def teacher(tmp_path: Path, **settings: Any) -> OpenAITeacherConfig:
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("Q: 1\nA: 1\n")
     defaults = {"model": "m", "prompt": str(prompt), "num_samples": 3, "max_tokens": 100}
-    return TeacherConfig(**{**defaults, **settings})
+    return OpenAITeacherConfig(**{**defaults, **settings})
 
 
-def estimate(config: TeacherConfig, known: tuple[int, int] | None = None) -> CostEstimate:
-    return estimate_cost(config, svamp, WANTED, MISSING, known)
+def estimate(config: LanguageModelSettings, known: tuple[int, int] | None = None) -> CostEstimate:
+    return estimate_cost(config, task_prompts(svamp, config.prompt), WANTED, MISSING, known)
 
 
 # -- prices -------------------------------------------------------------------------------------------------------
 
 
 def test_a_price_goes_by_the_exact_name_or_a_listed_alias(prices: str):
-    price = read_price(TeacherConfig(model="m", prices=prices))
+    price = read_price(OpenAITeacherConfig(model="m", prices=prices))
     assert price is not None and (price.prompt_usd, price.completion_usd) == (0.01, 0.02)
     assert (price.batch_factor, price.as_of, price.source) == (0.5, "2026-01-03", "a page")
-    assert read_price(TeacherConfig(model="m-2026-01-02", prices=prices)) == price
-    assert read_price(TeacherConfig(model="m-2026-01-03", prices=prices)) is None
-    assert read_price(TeacherConfig(model="M", prices=prices)) is None
+    assert read_price(OpenAITeacherConfig(model="m-2026-01-02", prices=prices)) == price
+    assert read_price(OpenAITeacherConfig(model="m-2026-01-03", prices=prices)) is None
+    assert read_price(OpenAITeacherConfig(model="M", prices=prices)) is None
 
 
 def test_the_packaged_prices():
-    price = read_price(TeacherConfig(model="gpt-4o-mini-2024-07-18"))
+    price = read_price(OpenAITeacherConfig(model="gpt-4o-mini-2024-07-18"))
     assert price is not None and price.prompt_usd == pytest.approx(0.15e-6) and price.batch_factor == 0.5
     for entry in json.loads(cost.PRICES.read_text()):
-        known = read_price(TeacherConfig(model=entry["model"]))
+        known = read_price(OpenAITeacherConfig(model=entry["model"]))
         assert known is not None and known.completion_usd > known.prompt_usd > 0
         assert "https://" in known.source
 
 
 def test_free_is_not_unknown(prices: str):
-    for kind in ("simulated", "imported", "vllm"):
-        free = TeacherConfig(kind=kind, model="m", prices=prices, budget_usd=1.0)
-        assert cost.is_free(free) and read_price(free) is None
+    for free in (SimulatedTeacherConfig(), ImportedTeacherConfig(path="x"), VllmTeacherConfig(model="gpt-4o-mini")):
+        assert backend_of(free).costs != "per_token" and read_price(free) is None
         check_budget(free)
-    unknown = TeacherConfig(model="x", prices=prices)
-    assert not cost.is_free(unknown) and read_price(unknown) is None
+    unknown = OpenAITeacherConfig(model="x", prices=prices)
+    assert backend_of(unknown).costs == "per_token" and read_price(unknown) is None
 
 
 @pytest.mark.parametrize(
@@ -92,7 +100,7 @@ def test_free_is_not_unknown(prices: str):
 def test_a_malformed_price_file_is_named(tmp_path: Path, change: dict[str, Any], says: str):
     path = price_file(tmp_path, {**ENTRY, **change})
     with pytest.raises(ConfigError, match=f"^teacher.prices: '{path}'.*{says}") as error:
-        read_price(TeacherConfig(model="m", prices=path))
+        read_price(OpenAITeacherConfig(model="m", prices=path))
     assert "\n" not in str(error.value)
 
 
@@ -100,26 +108,27 @@ def test_a_price_file_that_is_not_json_or_not_there(tmp_path: Path):
     (tmp_path / "broken").write_text("[")
     for name, says in (("broken", "JSON"), ("missing", "No such file")):
         with pytest.raises(ConfigError, match=f"^teacher.prices: '{tmp_path / name}'.*{says}"):
-            read_price(TeacherConfig(prices=str(tmp_path / name)))
+            read_price(OpenAITeacherConfig(prices=str(tmp_path / name)))
 
 
 def test_a_budget_needs_a_price(tmp_path: Path, prices: str):
-    check_budget(TeacherConfig(model="x", prices=prices))
-    check_budget(TeacherConfig(model="m", prices=prices, budget_usd=5, mode="batch"))
+    check_budget(OpenAITeacherConfig(model="x", prices=prices))
+    check_budget(OpenAITeacherConfig(model="m", prices=prices, budget_usd=5, mode="batch"))
     with pytest.raises(ConfigError, match=r"^teacher\.budget_usd: 5 cannot be held.*no price of model 'x'"):
-        check_budget(TeacherConfig(model="x", prices=prices, budget_usd=5))
+        check_budget(OpenAITeacherConfig(model="x", prices=prices, budget_usd=5))
     online_only = price_file(tmp_path, {**ENTRY, "batch_factor": None})
-    check_budget(TeacherConfig(model="m", prices=online_only, budget_usd=5))
+    check_budget(OpenAITeacherConfig(model="m", prices=online_only, budget_usd=5))
     with pytest.raises(ConfigError, match="no batch_factor of model 'm'"):
-        check_budget(TeacherConfig(model="m", prices=online_only, budget_usd=5, mode="batch"))
+        check_budget(OpenAITeacherConfig(model="m", prices=online_only, budget_usd=5, mode="batch"))
 
 
 def test_what_was_spent(tmp_path: Path, prices: str):
-    price = read_price(TeacherConfig(model="m", prices=prices))
+    price = read_price(OpenAITeacherConfig(model="m", prices=prices))
     assert price is not None
     assert spent_usd(price, 100, 50, batch=False) == pytest.approx(2.0)
     assert spent_usd(price, 100, 50, batch=True) == pytest.approx(1.0)
-    online_only = read_price(TeacherConfig(model="m", prices=price_file(tmp_path, {**ENTRY, "batch_factor": None})))
+    without_batch = price_file(tmp_path, {**ENTRY, "batch_factor": None})
+    online_only = read_price(OpenAITeacherConfig(model="m", prices=without_batch))
     assert online_only is not None and spent_usd(online_only, 100, 50, batch=True) == pytest.approx(2.0)
 
 
@@ -127,7 +136,7 @@ def test_what_was_spent(tmp_path: Path, prices: str):
 
 
 def test_without_a_tokenizer_a_token_is_four_bytes_rounded_up():
-    count, measured = cost.prompt_token_counter(TeacherConfig())
+    count, measured = cost.prompt_token_counter(OpenAITeacherConfig())
     assert not measured
     assert (count(""), count("abcd"), count("abcde"), count("éé"), count("ééé")) == (0, 1, 2, 1, 2)
     assert count.many(["abcd", "abcde"]) == [1, 2]
@@ -135,7 +144,7 @@ def test_without_a_tokenizer_a_token_is_four_bytes_rounded_up():
 
 def test_a_tokenizer_counts_exactly(shared_data: Path):
     folder = str(shared_data / "t5-tokenizer")
-    for config in (TeacherConfig(tokenizer=folder), TeacherConfig(kind="vllm", model=folder)):
+    for config in (OpenAITeacherConfig(tokenizer=folder), VllmTeacherConfig(model=folder)):
         count, measured = cost.prompt_token_counter(config)
         assert measured
         assert (count(""), count("Hello world"), count("translate English to German")) == (0, 2, 4)
@@ -144,14 +153,14 @@ def test_a_tokenizer_counts_exactly(shared_data: Path):
 
 def test_an_unknown_tokenizer_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^teacher\.tokenizer: '.*nothing' cannot be loaded"):
-        cost.prompt_token_counter(TeacherConfig(tokenizer=str(tmp_path / "nothing")))
+        cost.prompt_token_counter(OpenAITeacherConfig(tokenizer=str(tmp_path / "nothing")))
 
 
 def test_no_prompt_has_more_tokens_than_the_worst_case(shared_data: Path):
     assert cost.worst_case_prompt_tokens("") == 16
     assert cost.worst_case_prompt_tokens("aé") == 19
     assert cost.worst_case_prompt_tokens("\ud83d") == 19  # half of a surrogate pair
-    count, _ = cost.prompt_token_counter(TeacherConfig(tokenizer=str(shared_data / "t5-tokenizer")))
+    count, _ = cost.prompt_token_counter(OpenAITeacherConfig(tokenizer=str(shared_data / "t5-tokenizer")))
     for text in ("1234567890" * 9, "( 8.0 - 3.0 )" * 9, "汉字" * 9, svamp.PROMPT.read_text()):
         assert count(text) <= cost.worst_case_prompt_tokens(text)
 
@@ -189,13 +198,16 @@ def test_two_samples_a_call(tmp_path: Path, prices: str):
 
 def test_one_sample_has_no_second_way(tmp_path: Path, prices: str):
     config = teacher(tmp_path, prices=prices, num_samples=1)
-    found = estimate_cost(config, svamp, Wanted("", QUESTIONS, WANTED.keys[:, :1]), MISSING[:, :1], None)
+    wanted, prompts = Wanted("", QUESTIONS, WANTED.keys[:, :1]), task_prompts(svamp, config.prompt)
+    found = estimate_cost(config, prompts, wanted, MISSING[:, :1], None)
     assert [way.samples_per_request for way in found.ways] == [1, 1]
     assert [(way.batch, way.chosen) for way in found.ways] == [(False, True), (True, False)]
 
 
 def test_nothing_missing_costs_nothing(tmp_path: Path, prices: str):
-    found = estimate_cost(teacher(tmp_path, prices=prices), svamp, WANTED, np.zeros((2, 3), dtype=bool), (120, 4))
+    config = teacher(tmp_path, prices=prices)
+    prompts = task_prompts(svamp, config.prompt)
+    found = estimate_cost(config, prompts, WANTED, np.zeros((2, 3), dtype=bool), (120, 4))
     assert [(way.requests, way.prompt_tokens, way.most_usd) for way in found.ways] == [(0, 0, 0.0)] * 4
 
 
@@ -249,6 +261,7 @@ def test_the_table_without_a_price(tmp_path: Path, prices: str, shared_data: Pat
 
 
 def test_the_table_of_a_free_teacher(tmp_path: Path):
-    _, rows, notes = cost_rows(estimate(teacher(tmp_path, kind="vllm")))
+    prompt = teacher(tmp_path).prompt
+    _, rows, notes = cost_rows(estimate(VllmTeacherConfig(model="m", prompt=prompt, num_samples=3)))
     assert len(rows) == 2 and {row[4] for row in rows} == {"none"}
     assert notes[0] == "teacher.kind = vllm: nothing is paid per token"

@@ -12,9 +12,10 @@ from qcrd import records
 from qcrd.config import ExperimentConfig
 from qcrd.records import Question, RowWriter, Sample, Score, iter_rows, read_rows, write_rows
 from qcrd.tasks import get_task
-from qcrd.teacher.backends.base import Failure, Record, Reply
+from qcrd.teacher.backends.base import Failure, Reply, Result
 from qcrd.teacher.cost import Price
 from qcrd.teacher.freeze import freeze, spent_before
+from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import Wanted, wanted_samples
 from qcrd.teacher.store import SampleStore, StoreIndex, StoreWriter
 
@@ -24,8 +25,9 @@ QUESTIONS = [
     Question("a", "train", "2 + 2?", "", ""), Question("twin", "train", "1 + 1?", "", ""),
 ]  # fmt: skip
 CONFIG = ExperimentConfig.model_validate({"name": "x", "teacher": {"num_samples": 3}, "rationales": {"num_samples": 1}})
-WANTED = wanted_samples(CONFIG, get_task("svamp"), QUESTIONS)
-RECORDS: dict[tuple[int, int], Record] = {
+PROMPTS = task_prompts(get_task("svamp"), None)
+WANTED = wanted_samples(CONFIG.teacher, PROMPTS, QUESTIONS)
+RECORDS: dict[tuple[int, int], Result] = {
     (0, 0): Reply("z0", "why", "stop", 10, 3, 2),
     (0, 1): Reply("z1", "", "length", 10, 4, 1, True),
     (0, 2): Failure("status 400: no", 400, 1),
@@ -35,7 +37,7 @@ RECORDS: dict[tuple[int, int], Record] = {
 }
 
 
-def index_of(folder: Path, of: Wanted, found: dict[tuple[int, int], Record]) -> StoreIndex:
+def index_of(folder: Path, of: Wanted, found: dict[tuple[int, int], Result]) -> StoreIndex:
     with StoreWriter(folder, 60) as writer:
         writer.write([(of.keys_of(*place, 1)[0], record) for place, record in reversed(found.items())])
     return SampleStore(folder).index()
@@ -87,7 +89,7 @@ def test_the_artifact_does_not_depend_on_who_wrote_what_when(index: StoreIndex, 
 
 def test_counts_that_are_none_are_not_counted(tmp_path: Path):
     """As stores have them from a time when what an endpoint said was kept unseen."""
-    odd: dict[tuple[int, int], Record] = {
+    odd: dict[tuple[int, int], Result] = {
         (0, 0): Reply("z0", "", "stop", 2**63, -5), (0, 1): Failure("content filter: no", -(2**70), 1, -(10**9), 4),
     }  # fmt: skip
     index = index_of(tmp_path / "store", WANTED, odd)

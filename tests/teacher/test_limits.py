@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pytest
 
 from qcrd.teacher.backends.base import RateHeaders
-from qcrd.teacher.limits import MAX_PAUSE_SECONDS, GaveUp, Need, Outcome, Report, SharedLimits
+from qcrd.teacher.limits import MAX_PAUSE_SECONDS, AttemptReport, GaveUp, Need, Outcome, SharedLimits
 
 
 class Clock:
@@ -48,7 +48,7 @@ class Simulation:
         waiting = [self.need() for _ in range(self.slots)]
         number = itertools.count()
         while self.clock.now < start + seconds:
-            reports: list[Report] = []
+            reports: list[AttemptReport] = []
             while running and running[0][0] <= self.clock.now:
                 reports.append(heapq.heappop(running)[2])
             waiting += [self.need() for _ in reports]

@@ -9,14 +9,15 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.config import ConfigError, ExperimentConfig, OpenAITeacherConfig
 from qcrd.records import Question
 from qcrd.tasks import get_task
 from qcrd.teacher import asking
 from qcrd.teacher.asking import Stopped
-from qcrd.teacher.backends.base import Failure, Record, Reply
+from qcrd.teacher.backends.base import Failure, Reply, Result
 from qcrd.teacher.cost import Price, worst_case_prompt_tokens
 from qcrd.teacher.probe import MEMORY, probe, remember, samples_per_request
+from qcrd.teacher.prompts import Prompts, task_prompts
 from qcrd.teacher.requests import Wanted, missing_mask, wanted_samples
 from qcrd.teacher.store import SampleStore
 from tests.teacher.loopback import BREAK, Behaviour, Reaction, Server, answer, error, loopback
@@ -34,10 +35,11 @@ def short_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @dataclass
-class Job:
-    config: ExperimentConfig
+class Probing:
+    teacher: OpenAITeacherConfig
     store: SampleStore
     wanted: Wanted
+    prompts: Prompts
 
     def missing(self) -> list[int]:
         """How many samples of each question are missing."""
@@ -46,17 +48,17 @@ class Job:
     def probe(self, price: Price | None = None, spent: float = 0.0, is_proven: bool = False) -> tuple[int, int]:
         """n for the others, and how many samples the first call settled."""
         missing = missing_mask(self.wanted, self.store.index(), False)
-        probed = probe(self.config, TASK, self.wanted, missing, self.store, spent, price, is_proven)
+        probed = probe(self.teacher, self.prompts, self.wanted, missing, self.store, spent, price, is_proven)
         return probed.samples_per_request, probed.count
 
-    def records(self) -> list[Record | None]:
+    def records(self) -> list[Result | None]:
         return list(self.store.index().records(self.wanted.keys.reshape(-1)))
 
     def memory(self) -> dict[str, Any]:
         return json.loads(self.store.read_text(MEMORY) or "{}")
 
 
-def job_of(folder: Path, base_url: str, **teacher: Any) -> Job:
+def job_of(folder: Path, base_url: str, **teacher: Any) -> Probing:
     prompt = folder / "prompt.txt"
     prompt.write_text("Q: 0\nA: The answer is 0.\n")
     config = ExperimentConfig.model_validate(
@@ -70,7 +72,8 @@ def job_of(folder: Path, base_url: str, **teacher: Any) -> Job:
         }
     )  # fmt: skip
     store = SampleStore(str(folder / "store"))
-    return Job(config, store, wanted_samples(config, TASK, QUESTIONS))
+    prompts = task_prompts(TASK, config.teacher.prompt)
+    return Probing(config.teacher, store, wanted_samples(config.teacher, prompts, QUESTIONS), prompts)
 
 
 def refuse(*numbers: int, status: int = 400) -> Behaviour:
@@ -146,7 +149,7 @@ def test_what_the_first_call_cost_is_told(tmp_path: Path):
     with loopback(behaviour) as server:
         job = job_of(tmp_path, server.base_url, budget_usd=1.0, samples_per_request=1)
         missing = missing_mask(job.wanted, job.store.index(), False)
-        probed = probe(job.config, TASK, job.wanted, missing, job.store, 0.5, PRICE, False)
+        probed = probe(job.teacher, job.prompts, job.wanted, missing, job.store, 0.5, PRICE, False)
     prompt = server.bodies[0]["messages"][0]["content"]
     assert probed.usd == pytest.approx(7 * 0.001 + 5 * 0.002)
     # Of the one that broke nothing is known; the one that was refused cost nothing.
@@ -181,7 +184,7 @@ def test_where_all_are_refused_it_is_not_the_question(tmp_path: Path):
 def test_where_there_are_few_questions_and_all_are_refused(tmp_path: Path):
     with loopback(lambda number, prompt: error(400)) as server:
         job = job_of(tmp_path, server.base_url)
-        job.wanted = wanted_samples(job.config, TASK, QUESTIONS[:1])
+        job.wanted = wanted_samples(job.teacher, job.prompts, QUESTIONS[:1])
         with pytest.raises(ConfigError, match="refuses these requests"):
             job.probe()
 
@@ -214,7 +217,7 @@ def test_n_is_learnt_and_remembered_and_the_reply_is_kept(
 ):
     with loopback(most_choices=most_choices) as server:
         job = job_of(tmp_path, server.base_url)
-        assert samples_per_request(job.config, job.store) is None
+        assert samples_per_request(job.teacher, job.store) is None
         assert job.probe() == (n, got) and server.asked.total() == requests
         assert job.missing() == missing
         first = job.records()[0]
@@ -222,12 +225,12 @@ def test_n_is_learnt_and_remembered_and_the_reply_is_kept(
         assert job.memory() == {f"{server.base_url} m chat": n > 1}
         # Another start knows it, and asks for what is missing only.
         again = job_of(tmp_path, server.base_url)
-        assert samples_per_request(again.config, again.store) == n
+        assert samples_per_request(again.teacher, again.store) == n
         again.probe()
     assert again.missing() == after
     assert len({json.dumps(body) for body in server.bodies}) == len(server.bodies)  # nothing was asked twice
     other = job_of(tmp_path, server.base_url, model="other")
-    assert samples_per_request(other.config, other.store) is None
+    assert samples_per_request(other.teacher, other.store) is None
 
 
 def test_a_server_that_fails_with_n_is_asked_for_one(tmp_path: Path):
@@ -249,7 +252,7 @@ def test_n_that_is_set_is_not_learnt(tmp_path: Path):
 def test_where_one_sample_is_missing_nothing_is_learnt(tmp_path: Path):
     with loopback(most_choices=3) as server:
         job = job_of(tmp_path, server.base_url, samples_per_request=2)
-        job.wanted = wanted_samples(job.config, TASK, QUESTIONS[:1])
+        job.wanted = wanted_samples(job.teacher, job.prompts, QUESTIONS[:1])
         job.probe()
         auto = job_of(tmp_path, server.base_url)
         auto.wanted = job.wanted
@@ -259,23 +262,23 @@ def test_where_one_sample_is_missing_nothing_is_learnt(tmp_path: Path):
 
 @pytest.mark.parametrize(
     ("settings", "n"),
-    [({"kind": "simulated"}, 1), ({"kind": "imported", "imported": {"path": "x"}}, 1), ({"kind": "vllm"}, 3),
+    [({"kind": "simulated"}, 1), ({"kind": "imported", "path": "x"}, 1), ({"kind": "vllm"}, 3),
      ({"num_samples": 1}, 1), ({"samples_per_request": 2}, 2), ({}, None)],
 )  # fmt: skip
 def test_samples_per_request(settings: dict[str, Any], n: int | None, tmp_path: Path):
     config = ExperimentConfig.model_validate(
         {"name": "x", "teacher": {"num_samples": 3, **settings}, "rationales": {"num_samples": 1}}
     )
-    assert samples_per_request(config, SampleStore(str(tmp_path))) == n
+    assert samples_per_request(config.teacher, SampleStore(str(tmp_path))) == n
 
 
 def test_endpoints_are_remembered_beside_each_other(tmp_path: Path):
     store = SampleStore(str(tmp_path))
     jobs = [job_of(tmp_path, f"http://host{number}/v1") for number in range(2)]
     for job, honours in zip(jobs, (True, False), strict=True):
-        remember(job.config, store, honours)
-    assert [samples_per_request(job.config, store) for job in jobs] == [3, 1]
-    remember(jobs[0].config, store, False)
+        remember(job.teacher, store, honours)
+    assert [samples_per_request(job.teacher, store) for job in jobs] == [3, 1]
+    remember(jobs[0].teacher, store, False)
     assert json.loads((tmp_path / MEMORY).read_text()) == {
         "http://host0/v1 m chat": False, "http://host1/v1 m chat": False,
     }  # fmt: skip

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from qcrd.config import TEACHER_MEANS, ConfigError, ExperimentConfig, TeacherConfig, with_overrides
+from qcrd.config import TEACHER_MEANS, ConfigError, ExperimentConfig, OpenAITeacherConfig
 from qcrd.records import SEPARATOR, Question
+from qcrd.storage.output import Storage
 from qcrd.tasks import get_task
-from qcrd.teacher.backends.base import Call, Failure, Record, Reply
+from qcrd.teacher.backends.base import Call, Failure, Reply, Result
+from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import (
     Wanted,
     build_call,
@@ -36,7 +39,8 @@ def config_of(**teacher: Any) -> ExperimentConfig:
 
 
 def wanted(task: str = "svamp", questions: list[Question] = QUESTIONS, **teacher: Any) -> Wanted:
-    return wanted_samples(config_of(**teacher), get_task(task), questions)
+    settings = config_of(**teacher).teacher
+    return wanted_samples(settings, task_prompts(get_task(task), settings.prompt), questions)
 
 
 # -- keys ---------------------------------------------------------------------------------------------------------
@@ -54,8 +58,8 @@ def test_samples_of_the_training_questions_are_wanted_in_order():
     [
         {"model": "other"}, {"temperature": 0.8}, {"top_p": 0.9}, {"max_tokens": 100}, {"seed": 1},
         {"api": "completions"}, {"extra_body": {"top_k": 40}}, {"extra_body": {"top_k": 41}}, {"kind": "simulated"},
-        {"kind": "simulated", "simulated": {"error_rate": 0.5}}, {"kind": "vllm"},
-        {"kind": "vllm", "vllm": {"revision": "abc"}}, {"kind": "vllm", "vllm": {"dtype": "float16"}},
+        {"kind": "simulated", "error_rate": 0.5}, {"kind": "vllm"},
+        {"kind": "vllm", "revision": "abc"}, {"kind": "vllm", "dtype": "float16"},
     ],
     ids=str,
 )  # fmt: skip
@@ -75,15 +79,17 @@ MEANS: dict[str, Any] = {
     "tokens_per_minute": 1000, "timeout_seconds": 3.0, "max_attempts": 2, "budget_usd": 1.0, "prices": "/p",
     "tokenizer": "/t", "batch": {"poll_seconds": 1.0},
 }  # fmt: skip
+VLLM_MEANS: dict[str, Any] = {"tensor_parallel_size": 4, "gpu_memory_utilization": 0.5, "max_model_len": 9}
 
 
 def test_how_replies_are_got_changes_no_key():
-    assert set(MEANS) == TEACHER_MEANS  # a new one gets a value here
+    assert {*MEANS, *VLLM_MEANS, "path", "aligned_to"} == TEACHER_MEANS  # a new one gets a value here
     first = wanted()
     for name, value in MEANS.items():
-        assert value != getattr(TeacherConfig(), name)
+        assert value != getattr(OpenAITeacherConfig(), name)
         assert (wanted(**{name: value}).keys == first.keys).all(), name
     assert wanted(**MEANS).identity == first.identity
+    assert wanted(kind="vllm", **VLLM_MEANS).identity == wanted(kind="vllm").identity
 
 
 def test_the_field_that_max_tokens_is_sent_in_changes_no_key():
@@ -121,16 +127,15 @@ def test_tasks_whose_questions_have_two_texts_have_keys_too(task: str):
 def test_imported_completions_go_by_content(tmp_path: Path):
     for name, text in (("a", "[]"), ("b", "[]"), ("c", "[1]")):
         (tmp_path / name).write_text(text)
-    a, b, c = (wanted(kind="imported", imported={"path": str(tmp_path / name)}).identity for name in "abc")
+    a, b, c = (wanted(kind="imported", path=str(tmp_path / name)).identity for name in "abc")
     assert a == b != c
-    with_field = {"path": str(tmp_path / "a"), "completions_field": "other"}
-    assert wanted(kind="imported", imported=with_field, model="other", temperature=1.0).identity != a
+    assert wanted(kind="imported", path=str(tmp_path / "a"), completions_field="other").identity != a
 
 
 # -- what is missing ----------------------------------------------------------------------------------------------
 
 
-def index_of(folder: Path, of: Wanted, records: dict[tuple[int, int], Record]) -> StoreIndex:
+def index_of(folder: Path, of: Wanted, records: dict[tuple[int, int], Result]) -> StoreIndex:
     with StoreWriter(folder, 60) as writer:
         writer.write([(of.keys_of(row, column, 1)[0], record) for (row, column), record in records.items()])
     return SampleStore(folder).index()
@@ -164,8 +169,8 @@ def test_questions_with_one_text_are_asked_once(tmp_path: Path):
 
 
 def test_the_store_is_where_it_is_set_or_in_the_output(tmp_path: Path):
-    assert store_place(config_of(store="s3://bucket/x")) == "s3://bucket/x"
-    assert store_place(with_overrides(config_of(), {"output": str(tmp_path)})) == f"{tmp_path}/store"
+    assert store_place(config_of(store="s3://bucket/x").teacher, Storage.of("runs")) == "s3://bucket/x"
+    assert store_place(config_of().teacher, Storage.of(str(tmp_path))) == f"{tmp_path}/store"
 
 
 # -- calls --------------------------------------------------------------------------------------------------------
@@ -207,10 +212,11 @@ def test_nothing_missing_is_no_call(n: int):
 
 def test_a_call_has_its_prompt_and_seeds_of_its_own():
     question = Question("q", "train", "1 + 1?", "gold", "2", "facts")
-    call = build_call(TeacherConfig(seed=5), SVAMP, "Q: 0\nA: 0", question, 1, 3)
+    prompts = replace(task_prompts(SVAMP, None), template="Q: 0\nA: 0")
+    call = build_call(OpenAITeacherConfig(seed=5), prompts, question, 1, 3)
     assert (call.question_id, call.indices, call.label, call.facts) == ("q", (1, 2, 3), "gold", "facts")
     assert call.prompt == "Q: 0\nA: 0\n\nQ: 1 + 1?\nA:" and "gold" not in call.prompt
     assert len(set(call.seeds)) == 3 and all(0 <= seed < 2**31 for seed in call.seeds)
-    alone = build_call(TeacherConfig(seed=5), SVAMP, "Q: 0\nA: 0", question, 2, 1)
+    alone = build_call(OpenAITeacherConfig(seed=5), prompts, question, 2, 1)
     assert alone == call.part(slice(1, 2)) and isinstance(alone, Call)
-    assert build_call(TeacherConfig(seed=6), SVAMP, "", question, 2, 1).seeds != alone.seeds
+    assert build_call(OpenAITeacherConfig(seed=6), prompts, question, 2, 1).seeds != alone.seeds

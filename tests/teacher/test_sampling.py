@@ -9,16 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from qcrd.pipeline.stages_of import sample_source
 from ray.exceptions import ActorDiedError
 
-from qcrd.config import ExperimentConfig, TeacherConfig
+from qcrd.config import ExperimentConfig, OpenAITeacherConfig
 from qcrd.records import Sample, read_rows
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.backends.base import Failure, Reply
 from qcrd.teacher.cost import read_price
 from qcrd.teacher.limits import GaveUp, Need, Outcome
-from qcrd.teacher.requests import store_place, wanted_samples
+from qcrd.teacher.requests import wanted_samples
 from qcrd.teacher.sample import LimitsActor, Sampling, sample
 from qcrd.teacher.store import SampleStore, StoreWriter
 from tests.teacher.loopback import BREAK, Reaction, loopback
@@ -43,7 +44,7 @@ def config_of(folder: Path, questions: int = 6, samples: int = 1, **teacher: Any
             "task": {
                 "train_size": questions, "validation_size": 2, "test_size": 2, "train_limit": None,
             },
-            "teacher": {
+            "teacher": teacher if "kind" in teacher else {
                 "model": "m", "num_samples": samples, "samples_per_request": 1, "max_tokens": MAX_TOKENS,
                 "prices": str(prices), **teacher,
             },
@@ -58,14 +59,15 @@ def in_batches(server: BatchServer, folder: Path, questions: int = 6, **teacher:
 
 
 def sampling_of(config: ExperimentConfig) -> Sampling:
-    wanted = wanted_samples(config, TASK, load_questions(TASK, config.task))
-    store = SampleStore(store_place(config))
-    return Sampling(config, TASK, wanted, store, read_price(config.teacher), {}, lambda *how: None)
+    source = sample_source(config)
+    wanted = wanted_samples(source.teacher, source.prompts, load_questions(TASK, config.task))
+    store, price = SampleStore(source.store), read_price(source.teacher)
+    return Sampling(source.teacher, source.prompts, wanted, store, price, {}, lambda *how: None)
 
 
 def start(config: ExperimentConfig, name: str = "samples", **how: bool) -> tuple[list[Sample], dict[str, Any]]:
     out = Path(config.output) / f"{name}.parquet"
-    summary = sample(config, TASK, load_questions(TASK, config.task), out, lambda *how: None, **how)
+    summary = sample(sample_source(config), load_questions(TASK, config.task), out, lambda *how: None, **how)
     return read_rows(out, Sample), summary
 
 
@@ -214,19 +216,19 @@ class Deaths:
 def test_deaths_end_a_job_only_where_the_store_gains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     deaths = Deaths(1, 1, 0, 0, 1, 1, 1, 1)
     monkeypatch.setattr(Sampling, "_pass", lambda *how: deaths(*how))
-    config = config_of(tmp_path, kind="simulated")
+    config = config_of(tmp_path, kind="simulated", num_samples=1)
     sampling = sampling_of(config)
     assert sampling.run(False).answered(sampling.wanted.keys).all() and not deaths.replies
 
     deaths = Deaths(1, 0, 0, 0, 1)
-    sampling = sampling_of(config_of(tmp_path, 30, kind="simulated"))
+    sampling = sampling_of(config_of(tmp_path, 30, kind="simulated", num_samples=1))
     with pytest.raises(ActorDiedError):
         sampling.run(False)
     assert deaths.replies == [1]
 
 
 def test_what_the_dead_have_under_way_is_not_waited_for():
-    limits = LimitsActor(TeacherConfig(concurrency=20), 0.0)
+    limits = LimitsActor(OpenAITeacherConfig(concurrency=20), 0.0)
     need = Need(usd=1.0)
     for who, count in ((("n1", "a"), 3), (("n1", "b"), 2), (("n2", "c"), 4)):
         assert limits.lease([need] * count, [], who).count == count

@@ -22,7 +22,7 @@ import pytest
 
 from qcrd.storage import bucket as storage_module
 from qcrd.teacher import store as store_module
-from qcrd.teacher.backends.base import Failure, Record, Reply
+from qcrd.teacher.backends.base import Failure, Reply, Result
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
 from tests.s3 import S3, s3_server
 
@@ -34,14 +34,14 @@ def array(*keys: bytes) -> np.ndarray:
     return np.array(keys, dtype=KEY_TYPE)
 
 
-def write(place: Path | str, *records: tuple[bytes, Record]) -> str:
+def write(place: Path | str, *records: tuple[bytes, Result]) -> str:
     """One part with these records; its path."""
     with StoreWriter(place, 60) as writer:
         writer.write(records)
         return writer._sink.path
 
 
-def read(place: Path | str, *keys: bytes) -> list[Record | None]:
+def read(place: Path | str, *keys: bytes) -> list[Result | None]:
     store = SampleStore(place)  # with which the copies of a remote store live
     return list(store.index().records(array(*keys)))
 
@@ -84,7 +84,7 @@ def test_keys_tell_apart_all_that_is_in_them():
 
 
 def test_all_fields_come_back_as_they_were(place: str):
-    records: list[tuple[bytes, Record]] = [
+    records: list[tuple[bytes, Result]] = [
         (KEYS[0], Reply('line\nbreak \u2028 "quoted"', "why", "stop", 3, None, 2, True)),
         (KEYS[1], Failure("status 400: no", 400, 1)),
         (KEYS[2], Failure("timeout: no answer", None, 6)),

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from qcrd.config import ExperimentConfig
 from qcrd.records import Example, Explanation, Prediction, Question, Sample, Score, read_rows
 from qcrd.storage.json_lines import read_json_lines
+from qcrd.teacher.backends.table import backend_of
 
 Row = dict[str, Any]
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class ReportData:
 
     def subject(self) -> str:
         """Method and task for titles; it says so where the teacher is simulated."""
-        simulated = ", simulated teacher" if self.config.teacher.kind == "simulated" else ""
+        simulated = ", simulated teacher" if backend_of(self.config.teacher).simulated else ""
         return f"{self.config.method} on {self.config.task.name}{simulated}"
 
     def uses_negatives(self) -> bool:

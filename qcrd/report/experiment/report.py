@@ -25,6 +25,7 @@ from qcrd.report.experiment.health import (
 )
 from qcrd.report.experiment.results import best_step, headline, result_section
 from qcrd.report.markdown import cell, table
+from qcrd.teacher.backends.table import backend_of
 
 _SETTINGS = {
     "always": (
@@ -35,9 +36,6 @@ _SETTINGS = {
     "model": ("student.model", "student.revision"),
     "scratch": ("student.d_model", "student.num_layers", "student.num_decoder_layers"),
     "teacher": ("teacher.kind", "teacher.num_samples", "rationales.num_samples", "rationales.positives"),
-    "openai": ("teacher.model", "teacher.temperature", "teacher.top_p", "teacher.max_tokens"),
-    "simulated": ("teacher.simulated.error_rate",),
-    "imported": ("teacher.imported.format",),
     "dss": ("loss.label_weight", "loss.rationale_weight"),
     "qcrd": (
         "loss.label_weight", "loss.rationale_weight", "loss.beta", "loss.margin", "loss.scheme", "negatives.source",
@@ -92,7 +90,7 @@ def write_report(
     (out / "report.md").write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     summary = {
         "name": config.name, "method": config.method, "task": config.task.name, "seed": config.seed,
-        "simulated_teacher": config.teacher.kind == "simulated", "warnings": warnings, "metrics": metrics,
+        "simulated_teacher": backend_of(config.teacher).simulated, "warnings": warnings, "metrics": metrics,
     }  # fmt: skip
     text = json.dumps(summary, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
@@ -109,7 +107,7 @@ def _draw(data: ReportData, folder: Path) -> None:
 
 def _title(data: ReportData) -> list[str]:
     lines = [f"# {data.config.name}: {data.subject()}", ""]
-    if data.config.teacher.kind == "simulated":
+    if backend_of(data.config.teacher).simulated:
         unused = "" if data.samples is not None else " This method did not use it either."
         lines += [f"> **The teacher is simulated: no language model was asked.**{unused}", ""]
     return lines
@@ -124,11 +122,14 @@ def _settings_section(data: ReportData) -> list[str]:
     config = data.config
     groups = ["always", "scratch" if config.student.kind == "scratch" else "model"]
     if data.samples is not None:
-        groups += ["teacher", config.teacher.kind]
+        groups += ["teacher"]
     groups += [config.method] if config.method in _SETTINGS else []
     groups += ["discriminator"] if config.uses_discriminator() else []
     values = flatten(config)
-    rows = [[f"`{key}`", cell(str(values[key]))] for group in groups for key in _SETTINGS[group]]
+    shown = {group: _SETTINGS[group] for group in groups}
+    if "teacher" in shown:
+        shown["teacher"] += tuple(f"teacher.{name}" for name in backend_of(config.teacher).shown)
+    rows = [[f"`{key}`", cell(str(values[key]))] for keys in shown.values() for key in keys]
     return ["## Settings that matter", "", *table(["setting", "value"], rows)]
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from qcrd.config import StudentConfig
 from qcrd.config.grid import SHARES, STAGE_OF, Cell, Claim, Grid
-from qcrd.report.grid.data import CellResult, GridResults
+from qcrd.report.grid.data import CellResult, GridResults, is_simulated
 from qcrd.report.grid.statistics import LEVEL, Matrix, PairedTest, compare, holm, mean_interval
 from qcrd.report.paper import HUB_NAMES, SHOWN_NAMES
 
@@ -107,7 +107,7 @@ def summarise(grid: Grid, results: GridResults, cell: Cell) -> Summary | None:
 
 def check_claims(grid: Grid, results: GridResults) -> list[Tested]:
     """Every claim of the grid, tested where it can be; Holm over those tested. None where the teacher is simulated."""
-    if grid.simulated:
+    if is_simulated(grid):
         return []
     tested = [_test(grid, results, claim) for claim in grid.claims]
     adjusted = iter(holm([one.test.p for one in tested if one.test is not None]))
@@ -156,7 +156,7 @@ def column_student(grid: Grid, column: str) -> str:
 
 def subject_of(grid: Grid) -> str:
     """The title of the report and its figures; it says so where the teacher is simulated."""
-    if not grid.simulated:
+    if not is_simulated(grid):
         return grid.title
     tasks = ", ".join(dict.fromkeys(cell.config.task.name for cell in grid.cells))
     return f"{grid.title}: {tasks}, simulated teacher"

@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from qcrd.evaluate.verdicts import ComparisonResult
+from qcrd.config.grid import Grid
+from qcrd.evaluate.llm_judge_prompt import ComparisonResult
 from qcrd.records import Explanation, Score
+from qcrd.teacher.backends.table import any_simulated
 
 Place = tuple[str, str, int]
 """Row, column and seed."""
@@ -51,3 +53,8 @@ class GridResults:
     def of(self, row: str, column: str) -> list[CellResult]:
         """The finished seeds of a cell, in order of seed."""
         return sorted((one for one in self.cells if (one.row, one.column) == (row, column)), key=lambda one: one.seed)
+
+
+def is_simulated(grid: Grid) -> bool:
+    """Whether any teacher is simulated: then no column of the paper's stands beside the numbers."""
+    return any_simulated(cell.config.teacher for cell in grid.cells)

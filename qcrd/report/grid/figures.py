@@ -18,7 +18,7 @@ from qcrd.config.grid import SHARES, Cell, Grid
 from qcrd.report.experiment.data import series
 from qcrd.report.experiment.figures import Panel, draw_panels, save
 from qcrd.report.grid.claims import Summary, column_student, subject_of
-from qcrd.report.grid.data import CellResult, GridResults
+from qcrd.report.grid.data import CellResult, GridResults, is_simulated
 
 ACROSS = 4
 """Panels side by side."""
@@ -75,7 +75,7 @@ def results_chart(path: Path, grid: Grid, summaries: Mapping[tuple[str, str], Su
         values = [one.value for one in found]
         axes.errorbar(values, places, xerr=_errors(found), label=plain(column_student(grid, column)) or "here", **style)
         printed = [(one.cell.paper.value, place) for one, place in zip(found, places, strict=True) if one.cell.paper]
-        if printed and not grid.simulated:
+        if printed and not is_simulated(grid):
             axes.plot(*zip(*printed, strict=True), "D", color="C1", fillstyle="none", label="paper")
         axes.set_yticks(range(len(rows)), [plain(row) for row in rows], fontsize=9)
         axes.set_ylim(len(rows) + 0.4, -0.5)  # the last line is the legend's

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from qcrd.config.grid import SHARES, Grid
 from qcrd.report.grid.claims import Summary, Tested, check_claims, subject_of, summarise
-from qcrd.report.grid.data import GridResults
+from qcrd.report.grid.data import GridResults, is_simulated
 from qcrd.report.grid.details import densities_section, health_section, temperatures_section
 from qcrd.report.grid.differences import differences_section
 from qcrd.report.grid.figures import grid_curves, results_chart, training_share
@@ -74,7 +74,7 @@ def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mappin
 
 
 def _simulated_note(grid: Grid) -> list[str]:
-    if not grid.simulated:
+    if not is_simulated(grid):
         return []
     return [
         "> **The teacher is simulated: no language model was asked.** The numbers show that the whole grid runs; they "
@@ -116,7 +116,7 @@ def _write(path: Path, header: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 def _write_results(path: Path, grid: Grid, results: GridResults) -> None:
     """One line a cell and seed. Shares lie in [0, 1], the paper's, too."""
-    with_paper = not grid.simulated
+    with_paper = not is_simulated(grid)
     header = ["row", "column", "seed", "measure", "value", "items", *(["paper_value"] if with_paper else []), "source"]
     rows: list[list[object]] = []
     for one in grid.cells:

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from qcrd.config import TeacherConfig
 from qcrd.config.grid import SHARES, Cell, Grid
 from qcrd.report.grid.claims import Summary, Tested, column_student
-from qcrd.report.grid.data import ComparisonResult, GridResults
+from qcrd.report.grid.data import ComparisonResult, GridResults, is_simulated
 from qcrd.report.grid.statistics import sign_test
 from qcrd.report.markdown import cell as shown
 from qcrd.report.markdown import percent, table
+from qcrd.teacher.backends.table import backend_of
 
 MISSING = "missing"
 _COUNTS = frozenset({"train_size", "validation_size", "test_size"})
@@ -96,7 +96,7 @@ def _ours(grid: Grid, column: str) -> str:
 
 
 def _has_paper(grid: Grid, column: str) -> bool:
-    return not grid.simulated and any(cell.paper for cell in grid.cells if cell.column == column)
+    return not is_simulated(grid) and any(cell.paper for cell in grid.cells if cell.column == column)
 
 
 def _paper_text(cell: Cell | None, flags: dict[str, int]) -> str:
@@ -127,7 +127,7 @@ def claims_section(tested: Sequence[Tested]) -> list[str]:
 
 def llm_judge_is_simulated(grid: Grid) -> bool:
     """Whether comparisons carry no verdict: the students' teacher or the judge is simulated."""
-    return grid.simulated or (grid.llm_judge is not None and grid.llm_judge.kind == "simulated")
+    return is_simulated(grid) or (grid.llm_judge is not None and backend_of(grid.llm_judge).simulated)
 
 
 def comparisons_section(grid: Grid, results: GridResults) -> list[str]:
@@ -165,13 +165,11 @@ def _counts(result: ComparisonResult) -> list[str]:
     return [counts, percent(result.agreement), str(result.unparsed), shown(result.judge)]
 
 
-def _teacher(teacher: TeacherConfig) -> str:
-    return f"{teacher.model} ({teacher.kind})" if teacher.kind in ("openai", "vllm") else teacher.kind
-
 
 def made_section(grid: Grid, results: GridResults, about: Mapping[str, str]) -> list[str]:
     """Command, commit, hardware and whatever else the caller says, the seeds, teachers, and every number's source."""
-    teachers = sorted({_teacher(cell.config.teacher) for cell in grid.cells if cell.config.uses_teacher()})
+    asked = [cell.config.teacher for cell in grid.cells if cell.config.uses_teacher()]
+    teachers = sorted({backend_of(teacher).name(teacher) for teacher in asked})
     told = {**about, "seeds": ", ".join(map(str, grid.seeds)), "teacher": ", ".join(teachers) or "none"}
     lines = ["## How it was made", "", *table(["what", "value"], [[shown(k), shown(v)] for k, v in told.items()])]
     sources = [[shown(one.row), shown(one.column), str(one.seed), shown(one.source)] for one in results.cells]

@@ -17,49 +17,43 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ConfigError, ImportedConfig
+from qcrd.config import ConfigError, ImportedTeacherConfig
 from qcrd.records import Question
 from qcrd.storage.fingerprints import file_digest
 from qcrd.tasks.reading import normalised
-from qcrd.teacher.backends.base import Answer, Call, Reply, TeacherError
+from qcrd.teacher.backends.base import Answer, Backend, Call, ImportedCompletions, Reply, TeacherError
+from qcrd.teacher.prompts import Prompts
 
 
-@dataclass(frozen=True)
-class ImportedCompletions:
-    """Texts by question id, in the file's order; an empty text is a missing one. `matched` counts records by the split
-    of their question."""
-
-    by_question_id: dict[str, list[str]]
-    records: int
-    unmatched: int
-    matched: dict[str, int]
-
-
-def imported_paths(config: ImportedConfig) -> list[Path]:
+def imported_paths(config: ImportedTeacherConfig) -> list[Path]:
     """The file, or the files of a pattern in order of name. Raises `ConfigError` where there is none."""
     path = Path(config.path or "")
     found = sorted(one for one in path.parent.glob(path.name) if one.is_file()) if path.name else []
     if not found:
-        raise ConfigError(f"teacher.imported.path: '{path}' does not exist; give a file of completions")
+        raise ConfigError(f"teacher.path: '{path}' does not exist; give a file of completions")
     return found
 
 
-def import_identity(config: ImportedConfig) -> dict[str, Any]:
+_IN_KEY = ("format", "row_id", "row_field", "question_field", "id_field", "text_field", "completions_field")
+"""Settings that are in every key, whatever the format."""
+
+
+def import_identity(config: ImportedTeacherConfig) -> dict[str, Any]:
     """Everything that decides what is imported: contents and settings, not paths."""
-    settings = config.model_dump(exclude={"path", "aligned_to"})
+    settings = {name: getattr(config, name) for name in _IN_KEY}
     aligned = {"aligned_to": file_digest(_aligned_path(config))} if _needs_aligned_to(config) else {}
     return {**settings, "content": [file_digest(path) for path in imported_paths(config)], **aligned}
 
 
-def _needs_aligned_to(config: ImportedConfig) -> bool:
+def _needs_aligned_to(config: ImportedTeacherConfig) -> bool:
     return config.format in ("aligned", "csv") and config.row_id is None
 
 
-def _aligned_path(config: ImportedConfig) -> Path:
+def _aligned_path(config: ImportedTeacherConfig) -> Path:
     path = Path(config.aligned_to or "")
     if not path.is_file():
         raise ConfigError(
-            f"teacher.imported.aligned_to: '{path}' does not exist; the format {config.format!r} needs the JSON-lines "
+            f"teacher.aligned_to: '{path}' does not exist; the format {config.format!r} needs the JSON-lines "
             "file of questions whose rows the completions follow, or row_id"
         )
     return path
@@ -70,7 +64,7 @@ def _read_text(path: Path) -> str:
     try:
         return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
     except (ValueError, OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"teacher.imported.path: '{path}' cannot be read: {error}") from None
+        raise ConfigError(f"teacher.path: '{path}' cannot be read: {error}") from None
 
 
 def _lines(path: Path, field: str) -> list[Any]:
@@ -88,21 +82,21 @@ def _json_list(path: Path) -> list[Any]:
     try:
         data = json.loads(_read_text(path))
     except ValueError:
-        raise ConfigError(f"teacher.imported.path: '{path}' is not JSON; is its format another one?") from None
+        raise ConfigError(f"teacher.path: '{path}' is not JSON; is its format another one?") from None
     if not isinstance(data, list):
-        raise ConfigError(f"teacher.imported.path: '{path}' holds a {type(data).__name__}; expected a list")
+        raise ConfigError(f"teacher.path: '{path}' holds a {type(data).__name__}; expected a list")
     return data
 
 
 def _field(record: Any, setting: str, name: str, row: int) -> Any:
     if not isinstance(record, dict) or name not in record:
         has = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise ConfigError(f"teacher.imported.{setting}: {name!r} is not in record {row}, which has {has}")
+        raise ConfigError(f"teacher.{setting}: {name!r} is not in record {row}, which has {has}")
     return record[name]
 
 
 @dataclass(frozen=True)
-class _Record:
+class _Entry:
     """Completions of one question, which is named by its id or its text; `index` is the place of the first one, None
     where it follows what the question has already."""
 
@@ -112,32 +106,32 @@ class _Record:
     index: int | None = None
 
 
-def _name_of(row: Any, number: int, config: ImportedConfig) -> tuple[str | None, str]:
+def _name_of(row: Any, number: int, config: ImportedTeacherConfig) -> tuple[str | None, str]:
     """Question id or question text of a JSON-lines row."""
     if isinstance(row, dict) and config.id_field in row:
         return str(row[config.id_field]), ""
     return None, str(_field(row, "question_field", config.question_field, number))
 
 
-def _names_of_rows(config: ImportedConfig) -> list[tuple[str | None, str]] | None:
+def _names_of_rows(config: ImportedTeacherConfig) -> list[tuple[str | None, str]] | None:
     """Question id or text of each row of `aligned_to`; None where `row_id` says it."""
     if not _needs_aligned_to(config):
         return None
-    rows = _lines(_aligned_path(config), "teacher.imported.aligned_to")
+    rows = _lines(_aligned_path(config), "teacher.aligned_to")
     return [_name_of(row, number, config) for number, row in enumerate(rows)]
 
 
-def _aligned_records(config: ImportedConfig) -> list[_Record]:
+def _aligned_records(config: ImportedTeacherConfig) -> list[_Entry]:
     texts = [text for path in imported_paths(config) for text in _json_list(path)]
     names = _names_of_rows(config)
     if names is None:
         names = [(str(config.row_id).format(row=row), "") for row in range(len(texts))]
     if len(texts) != len(names):
-        raise ConfigError(f"teacher.imported.path: {len(texts)} completions, but aligned_to has {len(names)} questions")
-    return [_Record(*name, [str(text)]) for name, text in zip(names, texts, strict=True)]
+        raise ConfigError(f"teacher.path: {len(texts)} completions, but aligned_to has {len(names)} questions")
+    return [_Entry(*name, [str(text)]) for name, text in zip(names, texts, strict=True)]
 
 
-def _csv_records(config: ImportedConfig) -> list[_Record]:
+def _csv_records(config: ImportedTeacherConfig) -> list[_Entry]:
     """File i holds sample i of each question, one a row."""
     names = _names_of_rows(config)
     found = []
@@ -147,44 +141,44 @@ def _csv_records(config: ImportedConfig) -> list[_Record]:
             row = _row_number(_field(record, "row_field", config.row_field, number), path, config)
             if row in seen or (names is not None and row >= len(names)):
                 why = "occurs twice" if row in seen else f"is beyond the {len(names or ())} rows of aligned_to"
-                raise ConfigError(f"teacher.imported.row_field: row {row} of '{path}' {why}")
+                raise ConfigError(f"teacher.row_field: row {row} of '{path}' {why}")
             seen.add(row)
             name = (str(config.row_id).format(row=row), "") if names is None else names[row]
-            found.append(_Record(*name, [str(_field(record, "text_field", config.text_field, number))], index))
+            found.append(_Entry(*name, [str(_field(record, "text_field", config.text_field, number))], index))
     return found
 
 
-def _row_number(value: str, path: Path, config: ImportedConfig) -> int:
+def _row_number(value: str, path: Path, config: ImportedTeacherConfig) -> int:
     if not value.isdecimal():
         raise ConfigError(
-            f"teacher.imported.row_field: {config.row_field!r} is {value!r} in '{path}'; expected a row number"
+            f"teacher.row_field: {config.row_field!r} is {value!r} in '{path}'; expected a row number"
         )
     return int(value)
 
 
-def _line_records(config: ImportedConfig) -> list[_Record]:
-    rows = [row for path in imported_paths(config) for row in _lines(path, "teacher.imported.path")]
+def _line_records(config: ImportedTeacherConfig) -> list[_Entry]:
+    rows = [row for path in imported_paths(config) for row in _lines(path, "teacher.path")]
     return [
-        _Record(*_name_of(row, number, config), [str(_field(row, "text_field", config.text_field, number))])
+        _Entry(*_name_of(row, number, config), [str(_field(row, "text_field", config.text_field, number))])
         for number, row in enumerate(rows)
     ]
 
 
-def _list_records(config: ImportedConfig) -> list[_Record]:
+def _list_records(config: ImportedTeacherConfig) -> list[_Entry]:
     found = []
     for number, row in enumerate(row for path in imported_paths(config) for row in _json_list(path)):
         texts = _field(row, "completions_field", config.completions_field, number)
         if not isinstance(texts, list):
-            raise ConfigError(f"teacher.imported.completions_field: record {number} holds no list of completions")
+            raise ConfigError(f"teacher.completions_field: record {number} holds no list of completions")
         question = str(_field(row, "question_field", config.question_field, number))
-        found.append(_Record(None, question, [str(text) for text in texts]))
+        found.append(_Entry(None, question, [str(text) for text in texts]))
     return found
 
 
 _FORMATS = {"aligned": _aligned_records, "csv": _csv_records, "lines": _line_records, "records": _list_records}
 
 
-def read_completions(config: ImportedConfig, questions: Sequence[Question]) -> ImportedCompletions:
+def read_completions(config: ImportedTeacherConfig, questions: Sequence[Question]) -> ImportedCompletions:
     """Match a file's completions with the questions of all splits. Several records of one question are joined.
 
     Raises `ConfigError` for a missing file or field, naming the setting and the record.
@@ -207,7 +201,7 @@ def read_completions(config: ImportedConfig, questions: Sequence[Question]) -> I
             have = completions[question.id]
             if record.index is not None and len(have) > record.index:
                 raise ConfigError(
-                    f"teacher.imported.path: file {record.index} has two rows of question {question.id!r}, whose text "
+                    f"teacher.path: file {record.index} has two rows of question {question.id!r}, whose text "
                     "another one shares; name rows by row_id or by the id_field of aligned_to"
                 )
             have += [""] * ((record.index or 0) - len(have))
@@ -231,3 +225,26 @@ class ImportedTeacher:
 
     async def close(self) -> None:
         """Nothing is open."""
+
+
+def _identity(config: ImportedTeacherConfig, stop: Sequence[str]) -> dict[str, Any]:
+    return {"kind": "imported", **import_identity(config)}
+
+
+def _check(config: ImportedTeacherConfig, prompts: Prompts) -> None:
+    import_identity(config)
+
+
+BACKEND = Backend(
+    kind="imported",
+    settings=ImportedTeacherConfig,
+    costs="nothing",
+    simulated=False,
+    shown=("format",),
+    asked="imported texts",
+    name=lambda config: "imported",
+    identity=_identity,
+    check=_check,
+    build=lambda config, stop, completions: ImportedTeacher(completions),
+    completions=read_completions,
+)

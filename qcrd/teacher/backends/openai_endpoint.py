@@ -16,13 +16,25 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import httpx2
-from openai import APIConnectionError, APIStatusError, APITimeoutError, AsyncOpenAI, DefaultAioHttpClient
+from qcrd.config import ConfigError, OpenAITeacherConfig
+from qcrd.teacher.backends.base import (
+    Answer,
+    Backend,
+    Call,
+    Failure,
+    RateHeaders,
+    Reply,
+    Result,
+    TeacherError,
+    as_count,
+    language_model_identity,
+)
+from qcrd.teacher.prompts import Prompts
 
-from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.backends.base import Answer, Call, Failure, RateHeaders, Record, Reply, TeacherError, as_count
+if TYPE_CHECKING:  # it takes a second to import, which a plan without an endpoint need not wait
+    from openai import AsyncOpenAI
 
 MAX_REASON = 300
 _RETRIED_STATUS = frozenset({408, 409, 429})
@@ -35,7 +47,7 @@ OPENAI_URL = "https://api.openai.com/v1"
 """Given always, so that OPENAI_BASE_URL of somebody's shell does not send questions elsewhere."""
 
 
-def api_key(config: TeacherConfig) -> str:
+def api_key(config: OpenAITeacherConfig) -> str:
     """The key; "EMPTY" for one's own endpoint, which needs none. Raises `ConfigError`, without the key in it."""
     key, field = os.environ.get(config.api_key_env, "").strip(), "teacher.api_key_env"
     if config.api_key_file is not None:
@@ -64,8 +76,11 @@ def _key_of_file(path: Path) -> str:
     return key
 
 
-def make_client(config: TeacherConfig) -> AsyncOpenAI:
+def make_client(config: OpenAITeacherConfig) -> AsyncOpenAI:
     """A client that makes each request once. Make it on the event loop that will use it."""
+    import httpx2
+    from openai import AsyncOpenAI, DefaultAioHttpClient
+
     # Its default transport looks at every idle connection for every request; with 64 that is a third of the time.
     transport = DefaultAioHttpClient(
         timeout=config.timeout_seconds, limits=httpx2.Limits(max_connections=config.concurrency + 1)
@@ -76,7 +91,7 @@ def make_client(config: TeacherConfig) -> AsyncOpenAI:
     )  # fmt: skip
 
 
-def request_body(config: TeacherConfig, stop: Sequence[str], call: Call) -> dict[str, Any]:
+def request_body(config: OpenAITeacherConfig, stop: Sequence[str], call: Call) -> dict[str, Any]:
     """The JSON of a request, for the chat or the completions route."""
     body: dict[str, Any] = {
         "model": config.model,
@@ -96,7 +111,7 @@ def request_body(config: TeacherConfig, stop: Sequence[str], call: Call) -> dict
     return body | config.extra_body
 
 
-def read_replies(text: str, most: int) -> list[Record]:
+def read_replies(text: str, most: int) -> list[Result]:
     """At most `most` replies of the body of a chat or text completion; a choice that was withheld is a `Failure`.
 
     Choices without text are left out. Raises `TeacherError` where none is left.
@@ -106,18 +121,18 @@ def read_replies(text: str, most: int) -> list[Record]:
         choices = data.get("choices") if isinstance(data, dict) else None
         if not isinstance(choices, list):
             raise _malformed(f"no choices in {text}")
-        records = [record for choice in choices[:most] if (record := _record(choice)) is not None]
+        results = [result for choice in choices[:most] if (result := _result(choice)) is not None]
     except (ValueError, RecursionError):  # the second: nested as deeply as no reply is
         raise _malformed(f"the body is not JSON: {text}") from None
-    if not records:
+    if not results:
         raise _malformed(f"no text in {text}")
     counts = data.get("usage")
     if isinstance(counts, dict):
-        _charge(records, as_count(counts.get("prompt_tokens")), as_count(counts.get("completion_tokens")))
-    return records
+        _charge(results, as_count(counts.get("prompt_tokens")), as_count(counts.get("completion_tokens")))
+    return results
 
 
-def _record(choice: Any) -> Record | None:
+def _result(choice: Any) -> Result | None:
     if not isinstance(choice, dict):
         return None
     message = choice.get("message")
@@ -133,10 +148,10 @@ def _record(choice: Any) -> Record | None:
     return Reply(text or "", reasoning if isinstance(reasoning, str) else json.dumps(reasoning), reason)
 
 
-def _charge(records: list[Record], prompt: int | None, completion: int | None) -> None:
-    """The counts of the whole call stand with its first record, and 0 with the others."""
-    for row, record in enumerate(records):
-        records[row] = replace(record, prompt_tokens=prompt, completion_tokens=completion)
+def _charge(results: list[Result], prompt: int | None, completion: int | None) -> None:
+    """The counts of the whole call stand with its first result, and 0 with the others."""
+    for row, result in enumerate(results):
+        results[row] = replace(result, prompt_tokens=prompt, completion_tokens=completion)
         prompt, completion = (None if count is None else 0 for count in (prompt, completion))
 
 
@@ -151,7 +166,7 @@ def _malformed(what: str) -> TeacherError:
 class OpenAITeacher:
     """Asks a model over HTTP. Make it on the event loop that will use it."""
 
-    def __init__(self, config: TeacherConfig, stop: Sequence[str]) -> None:
+    def __init__(self, config: OpenAITeacherConfig, stop: Sequence[str]) -> None:
         self._config, self._stop = config, list(stop)
         self._key = api_key(config)
         self._client = make_client(config)
@@ -172,6 +187,9 @@ class OpenAITeacher:
         await self._client.close()
 
     async def _attempt(self, call: Call) -> Answer:
+        import httpx2
+        from openai import APIConnectionError, APIStatusError, APITimeoutError
+
         seconds = self._config.timeout_seconds
         try:
             # The client's own timeout starts anew with every byte; this one bounds the whole attempt.
@@ -264,3 +282,38 @@ def _duration(text: str | None) -> float | None:
     if parts and "".join(number + unit for number, unit in parts) == text:
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
     return _number(text)
+
+
+def _check(config: OpenAITeacherConfig, prompts: Prompts) -> None:
+    api_key(config)
+
+
+def _samples_per_request(config: OpenAITeacherConfig) -> int | None:
+    if config.num_samples == 1:
+        return 1
+    return None if config.samples_per_request == "auto" else config.samples_per_request
+
+
+def _variables(config: OpenAITeacherConfig) -> dict[str, str]:
+    if config.api_key_file is not None:
+        return {}
+    where = "OpenAI" if config.base_url is None else f"{config.base_url}, where it asks for one"
+    return {config.api_key_env: f"the key for {where}"}
+
+
+BACKEND = Backend(
+    kind="openai",
+    settings=OpenAITeacherConfig,
+    costs="per_token",
+    simulated=False,
+    shown=("model", "temperature", "top_p", "max_tokens"),
+    asked="samples to ask for (paid)",
+    name=lambda config: f"{config.model} (openai)",
+    identity=lambda config, stop: language_model_identity("openai", config, stop),
+    check=_check,
+    build=lambda config, stop, completions: OpenAITeacher(config, stop),
+    samples_per_request=_samples_per_request,
+    endpoint=lambda config: config,
+    variables=_variables,
+    key_file=lambda config: config.api_key_file,
+)

@@ -13,9 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from qcrd.config import ConfigError, SimulatedTeacherConfig
 from qcrd.seeding import generator
 from qcrd.tasks.equations import evaluate
-from qcrd.teacher.backends.base import Answer, Call, Reply, TeacherError
+from qcrd.teacher.backends.base import Answer, Backend, Call, Reply, TeacherError
+from qcrd.teacher.prompts import Prompts
 
 MODEL = "simulated"
 MISTAKES = ("operator", "slip", "quantity")
@@ -166,3 +168,24 @@ def _slipped(start: int, operations: list[tuple[str, int]], position: int, off: 
         return None
     steps = (*before.steps[:-1], (op, left, operand, result + off), *after.steps)
     return Solution(steps, after.label, "slip")
+
+
+def _check(config: SimulatedTeacherConfig, prompts: Prompts) -> None:
+    if not prompts.has_facts:
+        raise ConfigError(
+            f"teacher.kind: 'simulated' is not allowed for task {prompts.name}: its questions are not made"
+        )
+
+
+BACKEND = Backend(
+    kind="simulated",
+    settings=SimulatedTeacherConfig,
+    costs="nothing",
+    simulated=True,
+    shown=("error_rate",),
+    asked="simulated replies",
+    name=lambda config: "simulated",
+    identity=lambda config, stop: {"kind": "simulated", "error_rate": config.error_rate, "seed": config.seed},
+    check=_check,
+    build=lambda config, stop, completions: SimulatedTeacher(config.error_rate),
+)

@@ -17,37 +17,39 @@ import asyncio
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.backends.base import Answer, Call, Reply, TeacherError
+from qcrd.config import ConfigError, VllmTeacherConfig
+from qcrd.storage.artifacts import folder_digest
+from qcrd.teacher.backends.base import Answer, Backend, Call, Reply, TeacherError, language_model_identity
+from qcrd.teacher.prompts import Prompts
 
 TEMPLATE_FIELD = "chat_template_kwargs"
 """The field of `teacher.extra_body` that goes to the chat template, as with vLLM's server; others are of sampling."""
 _OWN_FIELDS = frozenset({"n", "temperature", "top_p", "max_tokens", "stop", "seed", "output_kind"})
 
 
-def engine_arguments(config: TeacherConfig) -> dict[str, Any]:
+def engine_arguments(config: VllmTeacherConfig) -> dict[str, Any]:
     """Arguments of vLLM's `AsyncEngineArgs`."""
-    vllm = config.vllm
     arguments: dict[str, Any] = {
         "model": config.model,
-        "revision": vllm.revision,
-        "tokenizer_revision": vllm.revision,
-        "dtype": vllm.dtype,
-        "tensor_parallel_size": vllm.tensor_parallel_size,
-        "gpu_memory_utilization": vllm.gpu_memory_utilization,
+        "revision": config.revision,
+        "tokenizer_revision": config.revision,
+        "dtype": config.dtype,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "gpu_memory_utilization": config.gpu_memory_utilization,
         "enable_prefix_caching": True,
     }
-    if vllm.max_model_len is not None:
-        arguments["max_model_len"] = vllm.max_model_len
-    if vllm.tensor_parallel_size > 1:
+    if config.max_model_len is not None:
+        arguments["max_model_len"] = config.max_model_len
+    if config.tensor_parallel_size > 1:
         # Worker processes beside the engine, on the GPUs of its Ray actor; vLLM's Ray backend would ask Ray for more.
         arguments["distributed_executor_backend"] = "mp"
     return arguments
 
 
-def sampling_parameters(config: TeacherConfig, stop: Sequence[str], call: Call) -> dict[str, Any]:
+def sampling_parameters(config: VllmTeacherConfig, stop: Sequence[str], call: Call) -> dict[str, Any]:
     """Arguments of vLLM's `SamplingParams` for a call. Raises `ConfigError` for an extra field that has a setting."""
     extra = {name: value for name, value in config.extra_body.items() if name != TEMPLATE_FIELD}
     for name in extra:
@@ -82,7 +84,7 @@ def chat_prompt(tokenizer: Any, prompt: str, options: Mapping[str, Any] | None =
 class VllmTeacher:
     """A teacher (base.py) that is a model on the GPUs of this process. Making it loads the model."""
 
-    def __init__(self, config: TeacherConfig, stop: Sequence[str]) -> None:
+    def __init__(self, config: VllmTeacherConfig, stop: Sequence[str]) -> None:
         try:
             from vllm import AsyncEngineArgs, AsyncLLMEngine, SamplingParams  # pyright: ignore[reportMissingImports]
             from vllm.sampling_params import RequestOutputKind  # pyright: ignore[reportMissingImports]
@@ -101,7 +103,7 @@ class VllmTeacher:
         if config.api == "chat":
             from transformers import AutoTokenizer
 
-            self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.vllm.revision)
+            self._tokenizer = AutoTokenizer.from_pretrained(config.model, revision=config.revision)
             self._engine_prompt("")  # a model without a template is refused before it is loaded
         try:
             self._engine_sampling(Call("", (0,), "", "", "", (0,)))
@@ -167,3 +169,34 @@ class VllmTeacher:
             prompt_tokens=len(last.prompt_token_ids or ()),
             completion_tokens=len(choice.token_ids),
         )
+
+
+def _identity(config: VllmTeacherConfig, stop: Sequence[str]) -> dict[str, Any]:
+    settings = language_model_identity("vllm", config, stop) | {"revision": config.revision, "dtype": config.dtype}
+    return settings | ({"model": folder_digest(Path(config.model))} if Path(config.model).is_dir() else {})
+
+
+def _samples_per_request(config: VllmTeacherConfig) -> int:
+    if config.num_samples == 1 or config.samples_per_request == "auto":
+        return config.num_samples
+    return config.samples_per_request
+
+
+def _check(config: VllmTeacherConfig, prompts: Prompts) -> None:
+    """What else is wrong is known where the model is loaded."""
+
+
+BACKEND = Backend(
+    kind="vllm",
+    settings=VllmTeacherConfig,
+    costs="gpu",
+    simulated=False,
+    shown=("model", "revision", "dtype", "temperature", "top_p", "max_tokens"),
+    asked="samples to ask for",
+    name=lambda config: f"{config.model} (vllm)",
+    identity=_identity,
+    check=_check,
+    build=lambda config, stop, completions: VllmTeacher(config, stop),
+    samples_per_request=_samples_per_request,
+    gpus=lambda config: config.tensor_parallel_size,
+)

@@ -21,7 +21,7 @@ from openai.pagination import AsyncCursorPage
 from openai.types import Batch, FileObject
 from tenacity import AsyncRetrying, RetryCallState, retry_if_exception, wait_random_exponential
 
-from qcrd.config import TeacherConfig
+from qcrd.config import OpenAITeacherConfig
 from qcrd.teacher.backends.base import TeacherError, as_count
 from qcrd.teacher.backends.openai_endpoint import OPENAI_URL, api_key, make_client, safe_reason, status_error
 
@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 class BatchEndpoint:
     """Make it on the event loop that will use it. Raises `ConfigError` where there is no key."""
 
-    def __init__(self, config: TeacherConfig) -> None:
+    def __init__(self, config: OpenAITeacherConfig) -> None:
         self._key = api_key(config)
         self._client = make_client(config)
         self._poll_seconds = config.batch.poll_seconds

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.backends.base import Call, Record, TeacherError, as_count
+from qcrd.config import ConfigError, OpenAITeacherConfig
+from qcrd.teacher.backends.base import Call, Result, TeacherError, as_count
 from qcrd.teacher.backends.openai_endpoint import read_replies, request_body, status_error
 
 
@@ -26,7 +26,7 @@ class InputFile:
 
 
 def input_files(
-    config: TeacherConfig, stop: Sequence[str], route: str, calls: Iterable[tuple[Call, Sequence[bytes]]]
+    config: OpenAITeacherConfig, stop: Sequence[str], route: str, calls: Iterable[tuple[Call, Sequence[bytes]]]
 ) -> Iterator[InputFile]:
     """Files of at most `batch.max_requests` requests and `batch.max_bytes` bytes."""
     lines: list[bytes] = []
@@ -59,7 +59,7 @@ def _joined(lines: Sequence[bytes], requests: dict[str, list[str]]) -> InputFile
     return InputFile(content, hashlib.sha256(content).hexdigest(), requests)
 
 
-def read_result(data: dict[str, Any], most: int) -> list[Record]:
+def read_result(data: dict[str, Any], most: int) -> list[Result]:
     """At most `most` records of a line of results. Raises `TeacherError` where it has none."""
     try:
         response, error = data.get("response"), data.get("error")

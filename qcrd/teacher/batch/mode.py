@@ -29,8 +29,8 @@ from typing import Any, Literal
 
 from openai.types import Batch
 
-from qcrd.config import TeacherConfig
-from qcrd.teacher.backends.base import Call, Failure, Record, TeacherError
+from qcrd.config import OpenAITeacherConfig
+from qcrd.teacher.backends.base import Call, Failure, Result, TeacherError
 from qcrd.teacher.batch.endpoint import BatchEndpoint, errors_of, queue_was_full, request_counts
 from qcrd.teacher.batch.files import InputFile, input_files, read_result
 from qcrd.teacher.store import SampleStore, StoreError, StoreWriter
@@ -62,7 +62,7 @@ class BatchSummary:
 
 
 async def run_batches(
-    config: TeacherConfig, stop: Sequence[str], store: SampleStore, writer: StoreWriter,
+    config: OpenAITeacherConfig, stop: Sequence[str], store: SampleStore, writer: StoreWriter,
     calls: Iterable[tuple[Call, Sequence[bytes]]], on_progress: OnProgress,
 ) -> BatchSummary:  # fmt: skip
     """Ask for calls, each with the store keys of its samples, and wait until all have come back or failed.
@@ -80,7 +80,7 @@ async def run_batches(
 
 
 async def resume_batches(
-    config: TeacherConfig, store: SampleStore, writer: StoreWriter, on_progress: OnProgress
+    config: OpenAITeacherConfig, store: SampleStore, writer: StoreWriter, on_progress: OnProgress
 ) -> BatchSummary:
     """Finish what earlier starts left in flight at this endpoint. Buys nothing and needs no key where there is none.
 
@@ -146,7 +146,7 @@ class _Run:
     """Batches of one endpoint under way, by the names of their states."""
 
     def __init__(
-        self, config: TeacherConfig, store: SampleStore, writer: StoreWriter, on_progress: OnProgress, buys: bool
+        self, config: OpenAITeacherConfig, store: SampleStore, writer: StoreWriter, on_progress: OnProgress, buys: bool
     ) -> None:
         self._config, self._store, self._writer, self._on_progress = config, store, writer, on_progress
         self._buys = buys
@@ -313,7 +313,7 @@ class _Run:
             self._summary.unknown += 1
             return 0
         try:
-            records: list[Record] = [*read_result(data, len(keys))]
+            records: list[Result] = [*read_result(data, len(keys))]
             self._summary.replies += len(records)
             if records[0].prompt_tokens is None or records[0].completion_tokens is None:
                 self._summary.unpriced.add(custom_id)

@@ -16,9 +16,10 @@ import pytest
 from qcrd.config import (
     EncoderPairStudentConfig,
     ExperimentConfig,
+    OpenAITeacherConfig,
     ScratchStudentConfig,
     Seq2SeqStudentConfig,
-    TeacherConfig,
+    SimulatedTeacherConfig,
     validated,
 )
 from qcrd.config.grid import Cell, Claim, Comparison, Grid, PaperValue
@@ -241,14 +242,14 @@ def comparison_grid(kind: str) -> tuple[Grid, GridResults]:
         Comparison(column="SVAMP", first="DSS", second="QCRD", temperature=0, paper=(21, 0, 29)),
         Comparison(column="SVAMP", first="DSS", second="QCRD", temperature=0.7),
     ]
-    discriminator = TeacherConfig.model_validate({"kind": kind})
+    llm_judge = {"openai": OpenAITeacherConfig(), "simulated": SimulatedTeacherConfig()}[kind]
     items = {"a": "first", "b": "tie", "c": "second", "d": "second", "e": "second", "f": "second", "g": "second"}
     done = ComparisonResult("SVAMP", "DSS", "QCRD", 0.0, items, 0.875, 1, "gpt | 4")
     told = {"explain_temperatures": (0.0, 0.7)}
     cells = tuple(
         cell.model_copy(update={"config": config(cell.config.method, evaluation=told)}) for cell in small_grid().cells
     )
-    return small_grid(cells=cells, comparisons=tuple(asked), discriminator=discriminator), GridResults([], [done])
+    return small_grid(cells=cells, comparisons=tuple(asked), llm_judge=llm_judge), GridResults([], [done])
 
 
 def test_comparisons() -> None:

@@ -14,12 +14,12 @@ import pytest
 from qcrd.config import (
     BenchmarkTaskConfig,
     ConfigError,
-    ImportedConfig,
+    ImportedTeacherConfig,
     validated,
 )
 from qcrd.records import Question
 from qcrd.tasks import get_task, load_questions
-from qcrd.teacher.backends.base import Call, Record, Reply, TeacherError
+from qcrd.teacher.backends.base import Call, Reply, Result, TeacherError
 from qcrd.teacher.backends.imported import ImportedTeacher, import_identity, read_completions
 
 QUESTIONS = [
@@ -39,21 +39,21 @@ def test_records_match_by_normalised_text_and_the_rest_is_counted(tmp_path: Path
         {"q": "Ann  ran. How far?", "c": ["four"]}, {"q": "Tom has 3 pens. How many?", "c": ["five"]},
     ]  # fmt: skip
     path = write(tmp_path / "r.json.gz", rows)
-    found = read_completions(ImportedConfig(path=path, question_field="q", completions_field="c"), QUESTIONS)
+    found = read_completions(ImportedTeacherConfig(path=path, question_field="q", completions_field="c"), QUESTIONS)
     assert found.by_question_id == {"a": ["one", "two", "five"], "b": ["four"]}
     assert (found.records, found.unmatched, found.matched) == (4, 1, {"train": 2, "test": 1})
 
 
 def test_lines_match_by_id_or_text(tmp_path: Path):
     rows = [{"question_id": "b", "text": "x"}, {"question": "TOM has 3 pens. how many?", "text": "y"}]
-    found = read_completions(ImportedConfig(path=write(tmp_path / "l.jsonl", rows), format="lines"), QUESTIONS)
+    found = read_completions(ImportedTeacherConfig(path=write(tmp_path / "l.jsonl", rows), format="lines"), QUESTIONS)
     assert found.by_question_id == {"b": ["x"], "a": ["y"]}
 
 
 def test_aligned_lists_follow_the_rows_of_a_file(tmp_path: Path):
     path = write(tmp_path / "c.json", ["for ann", "for tom"])
     rows = write(tmp_path / "rows.jsonl", [{"input": QUESTIONS[1].text}, {"input": QUESTIONS[0].text}])
-    config = ImportedConfig(path=path, format="aligned", aligned_to=rows, question_field="input")
+    config = ImportedTeacherConfig(path=path, format="aligned", aligned_to=rows, question_field="input")
     assert read_completions(config, QUESTIONS).by_question_id == {"b": ["for ann"], "a": ["for tom"]}
     write(tmp_path / "c.json", ["for ann"])
     with pytest.raises(ConfigError, match="1 completions, but aligned_to has 2 questions"):
@@ -63,11 +63,11 @@ def test_aligned_lists_follow_the_rows_of_a_file(tmp_path: Path):
 def test_aligned_rows_are_named_by_id_or_by_number(tmp_path: Path):
     path = write(tmp_path / "c.json.gz", ["for ann", "for tom", "for nobody"])
     rows = write(tmp_path / "rows.jsonl", [{"uid": "b"}, {"uid": "a"}, {"uid": "c"}])
-    config = ImportedConfig(path=path, format="aligned", aligned_to=rows, id_field="uid")
+    config = ImportedTeacherConfig(path=path, format="aligned", aligned_to=rows, id_field="uid")
     found = read_completions(config, QUESTIONS)
     assert found.by_question_id == {"b": ["for ann"], "a": ["for tom"]} and found.unmatched == 1
     numbered = [Question(f"x-train-{row}", "train", "One text.", "", "") for row in (2, 0)]
-    found = read_completions(ImportedConfig(path=path, format="aligned", row_id="x-train-{row}"), numbered)
+    found = read_completions(ImportedTeacherConfig(path=path, format="aligned", row_id="x-train-{row}"), numbered)
     assert found.by_question_id == {"x-train-0": ["for ann"], "x-train-2": ["for nobody"]}
     assert (found.records, found.unmatched, found.matched) == (3, 1, {"train": 2})
 
@@ -76,13 +76,15 @@ def test_each_csv_file_is_one_sample_and_gaps_stay(tmp_path: Path):
     for name, text in {"a": "n,t\n0,a0\n1,a1\n", "b": 'n,t\n1,"b1\nand, more"\n', "c": "n,t\n0,c0\n"}.items():
         (tmp_path / f"{name}.csv").write_text(text)
     rows = write(tmp_path / "rows.jsonl", [{"id": "b"}, {"id": "a"}])
-    config = ImportedConfig(
+    config = ImportedTeacherConfig(
         path=str(tmp_path / "*.csv"), format="csv", aligned_to=rows, row_field="n", text_field="t", id_field="id"
     )
     found = read_completions(config, QUESTIONS)
     assert found.by_question_id == {"b": ["a0", "", "c0"], "a": ["a1", "b1\nand, more"]}
     assert (found.records, found.unmatched, found.matched) == (4, 0, {"test": 2, "train": 2})
-    named = ImportedConfig(path=str(tmp_path / "?.csv"), format="csv", row_id="q{row}", row_field="n", text_field="t")
+    named = ImportedTeacherConfig(
+        path=str(tmp_path / "?.csv"), format="csv", row_id="q{row}", row_field="n", text_field="t"
+    )
     question = Question("q0", "train", "", "", "")
     assert read_completions(named, [question]).by_question_id == {"q0": ["a0", "", "c0"]}
     assert import_identity(config) != import_identity(named)
@@ -90,7 +92,7 @@ def test_each_csv_file_is_one_sample_and_gaps_stay(tmp_path: Path):
 
 
 def test_a_missing_completion_is_an_error():
-    def ask(question_id: str, *indices: int) -> Sequence[Record]:
+    def ask(question_id: str, *indices: int) -> Sequence[Result]:
         teacher = ImportedTeacher({"b": ["a0", "", "c0"]})
         return asyncio.run(teacher.ask(Call(question_id, indices, "", "", "", (0,) * len(indices)))).records
 
@@ -105,42 +107,42 @@ def test_a_missing_completion_is_an_error():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("n,text\n0,a\n0,b\n", "teacher.imported.row_field: row 0 of '"),
+        ("n,text\n0,a\n0,b\n", "teacher.row_field: row 0 of '"),
         ("n,text\n2,a\n", "is beyond the 2 rows of aligned_to"),
-        ("n,text\nzero,a\n", "teacher.imported.row_field: 'n' is 'zero' in '"),
-        ("m,text\n0,a\n", "teacher.imported.row_field: 'n' is not in record 0, which has m, text"),
-        ("n,words\n0,a\n", "teacher.imported.text_field: 'text' is not in record 0, which has n, words"),
+        ("n,text\nzero,a\n", "teacher.row_field: 'n' is 'zero' in '"),
+        ("m,text\n0,a\n", "teacher.row_field: 'n' is not in record 0, which has m, text"),
+        ("n,words\n0,a\n", "teacher.text_field: 'text' is not in record 0, which has n, words"),
         ("n,text\n0,a\n1,b\n", "has two rows of question 'a', whose text another one shares"),
     ],
 )
 def test_bad_csv_files_name_the_setting(tmp_path: Path, content: str, message: str):
     (tmp_path / "x.csv").write_text(content)
     rows = write(tmp_path / "rows.jsonl", [{"question": QUESTIONS[0].text}] * 2)
-    config = ImportedConfig(path=str(tmp_path / "x.csv"), format="csv", aligned_to=rows, row_field="n")
+    config = ImportedTeacherConfig(path=str(tmp_path / "x.csv"), format="csv", aligned_to=rows, row_field="n")
     with pytest.raises(ConfigError) as caught:
         read_completions(config, QUESTIONS)
     assert message in str(caught.value)
 
 
 def test_a_row_id_has_one_place_for_the_row():
-    with pytest.raises(ConfigError, match=r"^teacher\.imported\.row_id: 'esnli-train' is not allowed"):
-        validated({"name": "x", "teacher": {"imported": {"row_id": "esnli-train"}}})
+    with pytest.raises(ConfigError, match=r"^teacher\.row_id: 'esnli-train' is not allowed"):
+        validated({"name": "x", "teacher": {"kind": "imported", "path": "x", "row_id": "esnli-train"}})
 
 
 @pytest.mark.parametrize(
     ("content", "changes", "message"),
     [
-        ([{"question": "x"}], {}, "teacher.imported.completions_field: 'completions' is not in record 0"),
-        ([{"text": "x"}], {"format": "lines"}, "teacher.imported.question_field: 'question' is not in record 0"),
+        ([{"question": "x"}], {}, "teacher.completions_field: 'completions' is not in record 0"),
+        ([{"text": "x"}], {"format": "lines"}, "teacher.question_field: 'question' is not in record 0"),
         ({"a": 1}, {}, "holds a dict; expected a list"),
         ([{"question": "x", "completions": "y"}], {}, "record 0 holds no list of completions"),
-        ([], {"path": "/no/such"}, "teacher.imported.path: '/no/such' does not exist"),
-        ([], {"format": "aligned"}, "teacher.imported.aligned_to: "),
+        ([], {"path": "/no/such"}, "teacher.path: '/no/such' does not exist"),
+        ([], {"format": "aligned"}, "teacher.aligned_to: "),
     ],
 )
 def test_bad_files_name_the_setting(tmp_path: Path, content: Any, changes: dict[str, Any], message: str):
     suffix = "x.jsonl" if changes.get("format") == "lines" else "x.json"
-    config = ImportedConfig.model_validate({"path": write(tmp_path / suffix, content), **changes})
+    config = ImportedTeacherConfig.model_validate({"path": write(tmp_path / suffix, content), **changes})
     with pytest.raises(ConfigError) as caught:
         read_completions(config, QUESTIONS)
     assert message in str(caught.value)
@@ -149,7 +151,7 @@ def test_bad_files_name_the_setting(tmp_path: Path, content: Any, changes: dict[
 def test_the_real_gpt35_samples(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("QCRD_DATA", str(shared_data))
     questions = load_questions(get_task("svamp"), BenchmarkTaskConfig(name="svamp"))
-    config = ImportedConfig(
+    config = ImportedTeacherConfig(
         path=str(shared_data / "svamp" / "llm_gpt35" / "train.json.gz"), question_field="instruction",
         completions_field="output",
     )  # fmt: skip
@@ -163,7 +165,7 @@ def test_the_real_palm_list(shared_data: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("QCRD_DATA", str(shared_data))
     questions = load_questions(get_task("svamp"), BenchmarkTaskConfig(name="svamp"))
     folder = shared_data / "svamp"
-    config = ImportedConfig(
+    config = ImportedTeacherConfig(
         path=str(folder / "llm_palm" / "train_CoT_*.json"), format="aligned",
         aligned_to=str(folder / "svamp_train.json"), question_field="input",
     )  # fmt: skip
@@ -199,7 +201,7 @@ def test_the_real_palm_lists_of_other_tasks(
     settings = {**settings, "path": str(folder / "llm_palm" / pattern), "format": "aligned"}
     if "aligned_to" in settings:
         settings["aligned_to"] = str(folder / settings["aligned_to"])
-    found = read_completions(ImportedConfig.model_validate(settings), questions)
+    found = read_completions(ImportedTeacherConfig.model_validate(settings), questions)
     assert (found.matched, found.unmatched) == (matched, unmatched)
     assert {len(texts) for texts in found.by_question_id.values()} == {1}
 
@@ -220,7 +222,7 @@ def test_the_real_bing_files(name: str, shared_data: Path):
     settings["text_field"] = "rationale"
     if "aligned_to" in settings:
         settings["aligned_to"] = str(folder / settings["aligned_to"])
-    found = read_completions(ImportedConfig.model_validate(settings), questions)
+    found = read_completions(ImportedTeacherConfig.model_validate(settings), questions)
     assert (found.matched, found.unmatched) == (matched, 0)
     assert {len(texts) for texts in found.by_question_id.values()} == {5}
     train = [question for question in questions if question.split == "train"]

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import ConfigError, TeacherConfig, validated
-from qcrd.teacher.backends.base import Answer, Call, Failure, RateHeaders, Record, Reply, TeacherError
+from qcrd.config import ConfigError, OpenAITeacherConfig, validated
+from qcrd.teacher.backends.base import Answer, Call, Failure, RateHeaders, Reply, Result, TeacherError
 from qcrd.teacher.backends.openai_endpoint import (
     OpenAITeacher,
     api_key,
@@ -37,7 +37,7 @@ def ask(
 ) -> tuple[Answer | TeacherError, Server]:  # fmt: skip
     """One attempt."""
     with loopback(behaviour, most_choices=most_choices, rate=rate) as server:
-        config = TeacherConfig.model_validate({"base_url": server.base_url, "model": "m", **changes})
+        config = OpenAITeacherConfig.model_validate({"base_url": server.base_url, "model": "m", **changes})
 
         async def run() -> Answer | TeacherError:
             teacher = OpenAITeacher(config, ["\nQ:"])
@@ -85,12 +85,14 @@ def test_several_choices_of_one_call_have_its_usage_once(api: str):
 
 
 def test_settings_of_the_request():
-    config = TeacherConfig(model="m", max_tokens=9, max_tokens_field="max_completion_tokens", extra_body={"top_k": 40})
+    config = OpenAITeacherConfig(
+        model="m", max_tokens=9, max_tokens_field="max_completion_tokens", extra_body={"top_k": 40}
+    )
     body = request_body(config, (), CALL)
     assert body["max_completion_tokens"] == 9 and body["top_k"] == 40
     assert not {"max_tokens", "stop", "n"} & set(body)
-    assert request_body(TeacherConfig(extra_body={"seed": None, "temperature": 1}), (), CALL)["seed"] is None
-    assert "secret label" not in json.dumps(request_body(TeacherConfig(), ("x",), THREE))
+    assert request_body(OpenAITeacherConfig(extra_body={"seed": None, "temperature": 1}), (), CALL)["seed"] is None
+    assert "secret label" not in json.dumps(request_body(OpenAITeacherConfig(), ("x",), THREE))
 
 
 # -- what comes back ----------------------------------------------------------------------------------------------
@@ -141,7 +143,7 @@ def choice(text: str | None, reason: str | None = "stop", **message: Any) -> dic
         ),
     ],
 )  # fmt: skip
-def test_replies_are_read(body: str, expected: list[Record]):
+def test_replies_are_read(body: str, expected: list[Result]):
     assert read_replies(body, 3) == expected
 
 
@@ -208,7 +210,7 @@ def test_nobody_there():
         pass
 
     async def run() -> None:
-        await OpenAITeacher(TeacherConfig(base_url=server.base_url), []).ask(CALL)
+        await OpenAITeacher(OpenAITeacherConfig(base_url=server.base_url), []).ask(CALL)
 
     with pytest.raises(TeacherError, match="connection: ") as caught:
         asyncio.run(run())
@@ -274,7 +276,8 @@ def test_the_key_is_sent_and_never_told(status: int, monkeypatch: pytest.MonkeyP
     found, server = ask(lambda number, prompt: refusal(status, f"bad key '{CANARY}'"), api_key_env="MY_KEY")
     assert server.keys == {f"Bearer {CANARY}"}
     assert isinstance(found, TeacherError) and str(found) == f"status {status}: bad key '***'"
-    assert CANARY not in repr(found) and CANARY not in repr(OpenAITeacher(TeacherConfig(api_key_env="MY_KEY"), []))
+    assert CANARY not in repr(found)
+    assert CANARY not in repr(OpenAITeacher(OpenAITeacherConfig(api_key_env="MY_KEY"), []))
 
 
 def test_a_reason_is_one_short_line():
@@ -285,8 +288,8 @@ def test_a_reason_is_one_short_line():
 
 def test_no_key_is_refused_unless_the_endpoint_is_ones_own():
     with pytest.raises(ConfigError, match=r"^teacher.api_key_env: .* variable 'OPENAI_API_KEY' is not set"):
-        OpenAITeacher(TeacherConfig(), [])
-    assert api_key(TeacherConfig(base_url="http://localhost/v1")) == "EMPTY"
+        OpenAITeacher(OpenAITeacherConfig(), [])
+    assert api_key(OpenAITeacherConfig(base_url="http://localhost/v1")) == "EMPTY"
 
 
 def key_file(folder: Path, content: str = f"{CANARY}\n", mode: int = 0o600) -> str:
@@ -300,13 +303,13 @@ def test_a_key_file_is_read_and_goes_before_the_variable(tmp_path: Path, monkeyp
     monkeypatch.setenv("OPENAI_API_KEY", "other")
     _, server = ask(api_key_file=key_file(tmp_path))
     assert server.keys == {f"Bearer {CANARY}"}
-    assert api_key(TeacherConfig(api_key_file=key_file(tmp_path, mode=0o400))) == CANARY
+    assert api_key(OpenAITeacherConfig(api_key_file=key_file(tmp_path, mode=0o400))) == CANARY
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620, 0o644, 0o601])
 def test_a_key_file_that_others_can_use_is_refused(mode: int, tmp_path: Path):
     with pytest.raises(ConfigError) as caught:
-        api_key(TeacherConfig(api_key_file=key_file(tmp_path, mode=mode)))
+        api_key(OpenAITeacherConfig(api_key_file=key_file(tmp_path, mode=mode)))
     assert str(caught.value) == (
         f"teacher.api_key_file: '{tmp_path}/key' has mode {mode:o}; others can read it: chmod 600 it"
     )
@@ -315,12 +318,12 @@ def test_a_key_file_that_others_can_use_is_refused(mode: int, tmp_path: Path):
 def test_a_key_file_that_is_missing_is_named(tmp_path: Path):
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(ConfigError, match=rf"^teacher\.api_key_file: '{path}' does not exist"):
-            api_key(TeacherConfig(api_key_file=str(path)))
+            api_key(OpenAITeacherConfig(api_key_file=str(path)))
 
 
 @pytest.mark.parametrize("content", ["", " \n"])
 def test_an_empty_key_file_is_named(content: str, tmp_path: Path):
-    config = TeacherConfig(api_key_file=key_file(tmp_path, content))
+    config = OpenAITeacherConfig(api_key_file=key_file(tmp_path, content))
     with pytest.raises(ConfigError, match=r"^teacher\.api_key_file: "):
         api_key(config)
 
@@ -330,12 +333,12 @@ def test_what_cannot_be_a_key_is_refused_without_being_told(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     with pytest.raises(ConfigError, match=r"^teacher\.api_key_file: ") as caught:
-        api_key(TeacherConfig(api_key_file=key_file(tmp_path, content)))
+        api_key(OpenAITeacherConfig(api_key_file=key_file(tmp_path, content)))
     assert CANARY not in str(caught.value) and caught.value.__cause__ is None
     if "\0" not in content:
         monkeypatch.setenv("MY_KEY", content)
         with pytest.raises(ConfigError, match=r"^teacher\.api_key_env: ") as caught:
-            api_key(TeacherConfig(api_key_env="MY_KEY"))
+            api_key(OpenAITeacherConfig(api_key_env="MY_KEY"))
         assert CANARY not in str(caught.value)
 
 
@@ -343,7 +346,7 @@ def test_a_key_file_that_is_no_text_is_refused_without_being_told(tmp_path: Path
     path = Path(key_file(tmp_path))
     path.write_bytes(CANARY.encode() + b"\xff")
     with pytest.raises(ConfigError, match=r"^teacher\.api_key_file: ") as caught:
-        api_key(TeacherConfig(api_key_file=str(path)))
+        api_key(OpenAITeacherConfig(api_key_file=str(path)))
     assert CANARY not in str(caught.value)
 
 

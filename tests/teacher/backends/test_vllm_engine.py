@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -21,11 +22,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from qcrd.config import ConfigError, TeacherConfig
+from qcrd.config import ConfigError, VllmTeacherConfig
 from qcrd.records import Question
 from qcrd.tasks import svamp
 from qcrd.teacher.backends.base import Answer, Call, Reply, TeacherError
 from qcrd.teacher.backends.vllm_engine import VllmTeacher, chat_prompt, engine_arguments, sampling_parameters
+from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import build_call
 
 TEMPLATE = (
@@ -46,8 +48,8 @@ def tokenizer(template: str | None = TEMPLATE) -> PreTrainedTokenizerFast:
     return made
 
 
-def config(**settings: Any) -> TeacherConfig:
-    return TeacherConfig(**{"kind": "vllm", "model": "m", "api": "completions", "max_tokens": 50, **settings})
+def config(**settings: Any) -> VllmTeacherConfig:
+    return VllmTeacherConfig(**{"model": "m", "api": "completions", "max_tokens": 50, **settings})
 
 
 # -- pure functions -----------------------------------------------------------------------------------------------
@@ -59,7 +61,7 @@ def test_engine_arguments():
         "gpu_memory_utilization": 0.9, "enable_prefix_caching": True,
     }  # fmt: skip
     vllm = {"tensor_parallel_size": 4, "max_model_len": 4096, "revision": "abc", "dtype": "bfloat16"}
-    arguments = engine_arguments(config(vllm=vllm))
+    arguments = engine_arguments(config(**vllm))
     assert arguments["distributed_executor_backend"] == "mp" and arguments["max_model_len"] == 4096
     assert arguments["revision"] == arguments["tokenizer_revision"] == "abc" and arguments["dtype"] == "bfloat16"
 
@@ -80,9 +82,10 @@ def test_an_extra_field_may_not_replace_a_setting():
 
 def test_a_sample_has_the_seed_that_it_would_have_alone():
     question = Question(id="q", split="train", text="how many", label="", answer="")
-    whole = build_call(config(seed=3), svamp, "few shot", question, 0, 5)
+    prompts = replace(task_prompts(svamp, None), template="few shot")
+    whole = build_call(config(seed=3), prompts, question, 0, 5)
     singles = [whole.part(slice(row, row + 1)) for row in range(5)]
-    assert singles == [build_call(config(seed=3), svamp, "few shot", question, index, 1) for index in range(5)]
+    assert singles == [build_call(config(seed=3), prompts, question, index, 1) for index in range(5)]
     assert len(set(whole.seeds)) == 5
 
 

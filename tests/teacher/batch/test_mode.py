@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcrd.config import ConfigError, TeacherConfig
-from qcrd.teacher.backends.base import Call, Failure, Record, Reply, TeacherError
+from qcrd.config import ConfigError, OpenAITeacherConfig
+from qcrd.teacher.backends.base import Call, Failure, Reply, Result, TeacherError
 from qcrd.teacher.batch.mode import BatchSummary, resume_batches, run_batches
 from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreWriter, question_key, sample_key
 from tests.teacher.loopback_batches import BatchServer, completion, loopback_batches
@@ -37,14 +37,14 @@ def keys_of(calls: Calls) -> np.ndarray:
     return np.array([key for _, keys in calls for key in keys], dtype=KEY_TYPE)
 
 
-def settings(base_url: str, batch: dict[str, Any] | None = None, **changes: Any) -> TeacherConfig:
-    return TeacherConfig.model_validate(
+def settings(base_url: str, batch: dict[str, Any] | None = None, **changes: Any) -> OpenAITeacherConfig:
+    return OpenAITeacherConfig.model_validate(
         {"mode": "batch", "model": "m", "base_url": base_url, "timeout_seconds": 0.4, "flush_seconds": 60,
          "batch": {"poll_seconds": 0.01, **(batch or {})}, **changes}
     )  # fmt: skip
 
 
-async def one_start(config: TeacherConfig, place: str, calls: Calls) -> tuple[BatchSummary, BatchSummary]:
+async def one_start(config: OpenAITeacherConfig, place: str, calls: Calls) -> tuple[BatchSummary, BatchSummary]:
     """What a start does: finish what is in flight, then ask for what is missing."""
     store = SampleStore(place)
     with StoreWriter(place, config.flush_seconds) as writer:
@@ -61,11 +61,11 @@ async def one_start(config: TeacherConfig, place: str, calls: Calls) -> tuple[Ba
         return resumed, await run_batches(config, STOP, store, writer, lacking, lambda done: None)
 
 
-def start(config: TeacherConfig, place: Path | str, calls: Calls) -> tuple[BatchSummary, BatchSummary]:
+def start(config: OpenAITeacherConfig, place: Path | str, calls: Calls) -> tuple[BatchSummary, BatchSummary]:
     return asyncio.run(one_start(config, str(place), calls))
 
 
-def start_and_be_killed(config: TeacherConfig, place: Path, calls: Calls, server: BatchServer) -> None:
+def start_and_be_killed(config: OpenAITeacherConfig, place: Path, calls: Calls, server: BatchServer) -> None:
     """A start in a process of its own, killed when the server falls silent."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.teacher.test_batch"])
@@ -78,7 +78,7 @@ def start_and_be_killed(config: TeacherConfig, place: Path, calls: Calls, server
     server.over.set()
 
 
-def records(place: Path | str, calls: Calls) -> list[Record | None]:
+def records(place: Path | str, calls: Calls) -> list[Result | None]:
     store = SampleStore(str(place))  # which the copies of a remote store live with
     return list(store.index().records(keys_of(calls)))
 
@@ -142,7 +142,7 @@ def test_a_request_that_fits_no_file_is_an_error(tmp_path: Path):
 def test_a_store_by_url_and_a_start_that_is_stopped():
     place, calls = f"memory://store-{uuid.uuid4().hex}", make_calls(3)
 
-    async def stopped(config: TeacherConfig) -> None:
+    async def stopped(config: OpenAITeacherConfig) -> None:
         task = asyncio.create_task(one_start(config, place, calls))
         await asyncio.to_thread(server.held.wait, 20)
         task.cancel()
@@ -221,7 +221,7 @@ def test_a_kill_neither_loses_nor_buys_twice(
 def test_a_batch_that_is_under_way_is_not_sent_again(tmp_path: Path):
     calls = make_calls(2)
 
-    async def both_at_once(config: TeacherConfig) -> list[BatchSummary]:
+    async def both_at_once(config: OpenAITeacherConfig) -> list[BatchSummary]:
         store = SampleStore(tmp_path)
         with StoreWriter(tmp_path, 60) as writer:
             first = asyncio.create_task(run_batches(config, STOP, store, writer, calls, lambda done: None))
@@ -462,7 +462,7 @@ def test_what_the_endpoints_queue_has_no_room_for_waits(tmp_path: Path):
 def test_a_start_after_one_that_found_the_queue_full_sends_anew(tmp_path: Path):
     calls = make_calls(2)
 
-    async def stopped(config: TeacherConfig) -> None:
+    async def stopped(config: OpenAITeacherConfig) -> None:
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(one_start(config, str(tmp_path), calls), 0.5)
 
@@ -514,5 +514,5 @@ def test_what_cannot_pass_is_an_error_without_the_key(
 def test_nothing_in_flight_needs_no_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     with StoreWriter(tmp_path, 60) as writer:
-        resumed = resume_batches(TeacherConfig(mode="batch"), SampleStore(tmp_path), writer, lambda done: None)
+        resumed = resume_batches(OpenAITeacherConfig(mode="batch"), SampleStore(tmp_path), writer, lambda done: None)
         assert asyncio.run(resumed) == BatchSummary()

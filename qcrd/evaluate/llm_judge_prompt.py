@@ -1,10 +1,9 @@
 """What an LLM judge is asked about a pair of rationales, and how its reply is read (the paper's Table 7, appendix A.2).
 
-The criterion is the paper's in our words (tasks/prompts/judge.txt): the more accurate rationale, which better explains
-the answer. Each pair is asked about in both orders; a verdict that flips with the order is a tie. Rationales are
-untrusted text: they are shown as quoted lines, which no text can leave. To the sampling of `teacher/` this module is
-what a task is: it has the names of `tasks.base.Prompted`. Knows nothing about which method wrote what, nor how a reply
-is got.
+The criterion is the paper's in our words (llm_judge.txt): the more accurate rationale, which better explains the
+answer. Each pair is asked about in both orders; a verdict that flips with the order is a tie. Rationales are untrusted
+text: they are shown as quoted lines, which no text can leave. Knows nothing about which method wrote what, nor how a
+reply is got.
 """
 
 from __future__ import annotations
@@ -15,16 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import qcrd.tasks
 from qcrd.config import ConfigError
 from qcrd.records import SEPARATOR, Explanation, Question
 from qcrd.tasks.base import Task
+from qcrd.teacher.prompts import Prompts, read_template
 
-NAME: str = "judge"
-STOP: tuple[str, ...] = ()
-ANSWER_PHRASE: str = "Verdict:"
-PROMPT = Path(qcrd.tasks.__file__).parent / "prompts" / "judge.txt"
-SIMULATED: bool = False
+NAME = "judge"
+"""What stands for a task in the keys of verdicts; it never changes."""
+PROMPT = Path(__file__).with_name("llm_judge.txt")
 SIMULATED_NAME = "simulated judge (a rule: the rationale that states the right answer is better)"
 
 Verdict = Literal["first", "tie", "second"]
@@ -32,8 +29,17 @@ _FIELD = re.compile(r"\{(\w+)\}")
 _VERDICT = re.compile(r"^\W*verdict\W*:\W*(a|b|tie)\W*$", re.IGNORECASE)
 
 
-def format_prompt(few_shot: str, question: str) -> str:
-    """The request itself: what the sampling takes for the question is the prompt with the pair in it."""
+def llm_judge_prompts(path: str | None) -> Prompts:
+    """How the LLM judge is asked, with the template in the file `path` (`llm_judge.prompt`); None: our own.
+
+    Raises `ConfigError` where the file is missing, or no text.
+    """
+    source = Path(path) if path else PROMPT
+    return Prompts(NAME, read_template(source), source, answer_phrase="Verdict:", stop=(), format=_whole_request)
+
+
+def _whole_request(template: str, question: str) -> str:
+    """What the sampling takes for the question is the request with the pair in it."""
     return question
 
 
@@ -104,7 +110,7 @@ def pairs_of(
     return pairs
 
 
-def judge_prompt(template: str, question: Question, a: str, b: str) -> str:
+def request_text(template: str, question: Question, a: str, b: str) -> str:
     """The request that shows `a` as A and `b` as B. Raises `ConfigError` for a template with other fields."""
     values = {
         "question": _quoted(question.text.replace(SEPARATOR, "\n")), "answer": _quoted(question.label),
@@ -112,7 +118,7 @@ def judge_prompt(template: str, question: Question, a: str, b: str) -> str:
     }  # fmt: skip
     if sorted(_FIELD.findall(template)) != sorted(values):
         fields = ", ".join(f"{{{name}}}" for name in values)
-        raise ConfigError(f"judge.prompt: the file must have each of the fields {fields} once, and no other")
+        raise ConfigError(f"llm_judge.prompt: the file must have each of the fields {fields} once, and no other")
     return _FIELD.sub(lambda field: values[field[1]], template)  # at once: a rationale may have "{b}" in it
 
 
