@@ -26,8 +26,14 @@ def recipe() -> ExperimentConfig:
         teacher=SimulatedTeacherConfig(num_samples=3, error_rate=0.25),
         rationales={"num_samples": 3},  # pyright: ignore[reportArgumentType]
         student=ScratchStudentConfig(
-            d_model=128, d_ff=384, d_kv=32, num_heads=4, num_layers=2, num_decoder_layers=2,
-            max_label_tokens=16, max_target_tokens=64,
+            d_model=128,
+            d_ff=384,
+            d_kv=32,
+            num_heads=4,
+            num_layers=2,
+            num_decoder_layers=2,
+            max_label_tokens=16,
+            max_target_tokens=64,
         ),
         discriminator=ScratchDiscriminatorConfig(
             d_model=64,

@@ -151,7 +151,9 @@ def test_a_teachers_kind_is_compared_with_no_text_but_by_its_backend():
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Compare):
                 sides = [ast.unparse(side) for side in (node.left, *node.comparators)]
-                assert not any(re.search(r"\b(teacher|llm_judge)\.kind$", side) for side in sides), f"{path}:{node.lineno}"
+                assert not any(re.search(r"\b(teacher|llm_judge)\.kind$", side) for side in sides), (
+                    f"{path}:{node.lineno}"
+                )
 
 
 def test_no_eval_no_pickle_no_untrusted_load():

@@ -84,7 +84,9 @@ def step_seconds(times: Times, numbers: Numbers) -> Numbers:
     """Median seconds a step of every variant, with the shares of what is made before an iteration starts."""
     seconds = {name: statistics.median(values) for name, values in times.seconds.items()}
     generation = QUESTIONS_A_STEP * numbers["negative_seconds"]
-    judging = QUESTIONS_A_STEP * (numbers["discriminator_positives_seconds"] + numbers["discriminator_negative_seconds"])
+    judging = QUESTIONS_A_STEP * (
+        numbers["discriminator_positives_seconds"] + numbers["discriminator_negative_seconds"]
+    )
     updates = UPDATES_A_STEP * numbers["discriminator_update_seconds"]
     for share in SHARES:
         step = seconds[f"qcrd_{share}"]
@@ -118,7 +120,10 @@ def step_table(title: str, times: Times, seconds: Numbers, numbers: Numbers, cou
         table.add_column(name, justify=justify)  # pyright: ignore[reportArgumentType]
     for name in ("÷ reference DSS", "counted, padded", "counted, unpadded"):
         table.add_column(name, justify="right")
-    before = [sum(counts[part][i] for part in ("generation", "discriminator_positives", "discriminator_negatives")) for i in (0, 1)]
+    before = [
+        sum(counts[part][i] for part in ("generation", "discriminator_positives", "discriminator_negatives"))
+        for i in (0, 1)
+    ]
 
     def row(name: str, active: str, value: float, count: tuple[float, float] | None) -> None:
         shown = ("", "") if count is None else (f"{count[0]:.2f}", f"{count[1]:.2f}")
@@ -151,8 +156,16 @@ def parts_table(seconds: Numbers, numbers: Numbers, counts: dict[str, tuple[floa
     rows = (
         ("negatives, 128 at a time", seconds["generation"], "generation"),
         ("negatives, 8 at a time", QUESTIONS_A_STEP * numbers["negative_seconds_by_8"], "generation"),
-        ("scores of 5 positives each", QUESTIONS_A_STEP * numbers["discriminator_positives_seconds"], "discriminator_positives"),
-        ("scores of the negatives", QUESTIONS_A_STEP * numbers["discriminator_negative_seconds"], "discriminator_negatives"),
+        (
+            "scores of 5 positives each",
+            QUESTIONS_A_STEP * numbers["discriminator_positives_seconds"],
+            "discriminator_positives",
+        ),
+        (
+            "scores of the negatives",
+            QUESTIONS_A_STEP * numbers["discriminator_negative_seconds"],
+            "discriminator_negatives",
+        ),
         ("the discriminator's online update", seconds["updates"], ""),
         ("actor's negatives, contended", numbers["contended_generation_seconds_per_step"], "generation"),
         ("naive: generation by transformers", seconds["naive_generation"], "generation"),
@@ -230,12 +243,18 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
         f"Tokens a negative: {numbers['tokens_per_negative']:.1f}. Medians of {rounds} rounds.[/dim]"
     )
     console.print(parts_table(seconds, numbers, counts))
-    weights, discriminator = (sum(p.numel() for p in module.parameters()) for module in (bench.student.model, bench.discriminator))
+    weights, discriminator = (
+        sum(p.numel() for p in module.parameters()) for module in (bench.student.model, bench.discriminator)
+    )
     del bench
     gc.collect()
     memory, table = measure_memory(setting, say)
     numbers |= {f"{name}_seconds": value for name, value in seconds.items()} | ratios(seconds) | memory
-    numbers |= {"discriminator_mib": discriminator * 4 / 2**20, "snapshot_mib": weights * 4 / 2**20, "threads": setting.threads}
+    numbers |= {
+        "discriminator_mib": discriminator * 4 / 2**20,
+        "snapshot_mib": weights * 4 / 2**20,
+        "threads": setting.threads,
+    }
     console.print(table)
     console.print(
         f"[dim]Apart from these: the discriminator {numbers['discriminator_mib']:.0f} MiB, and each snapshot of the ring "

@@ -56,7 +56,9 @@ SIZES = {
     "base": ScratchStudentConfig(
         d_model=768, d_kv=64, d_ff=3072, num_layers=12, num_decoder_layers=12, num_heads=12, dropout=0.1
     ),
-    "tiny": ScratchStudentConfig(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4, dropout=0.1),
+    "tiny": ScratchStudentConfig(
+        d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=2, num_heads=4, dropout=0.1
+    ),
 }
 """T5-small's and T5-base's sizes; `tiny` is for checking the benchmark itself."""
 

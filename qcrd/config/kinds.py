@@ -88,5 +88,3 @@ def refuse_other_kinds_field(kinds: Kinds, kind: str, place: str, name: str) -> 
     others = [other for other, group in kinds.items() if name in group.model_fields]
     if others:
         raise ConfigError(f"{place}.{name}: not a setting of {place}.kind = {kind}; {' and '.join(others)} has it")
-
-

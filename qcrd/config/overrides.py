@@ -54,7 +54,9 @@ def override_grid(grid: Grid, pairs: Mapping[str, str], seeds: str | None) -> Gr
         samples = RationalesConfig(num_samples=grid.llm_judge.num_samples)
         asking = ExperimentConfig(name="llm-judge", teacher=grid.llm_judge, rationales=samples)
         with as_llm_judge():
-            changed["llm_judge"] = with_overrides(asking, {f"teacher.{key}": value for key, value in own.items()}).teacher
+            changed["llm_judge"] = with_overrides(
+                asking, {f"teacher.{key}": value for key, value in own.items()}
+            ).teacher
     return Grid.model_validate(grid.model_dump() | changed)
 
 

@@ -103,7 +103,9 @@ def pretrain(
     """
     questions = [q for q in questions if q.positives]
     if len(questions) < 2:
-        raise ValueError("the discriminator needs at least two questions with a positive rationale; check the parse rate")
+        raise ValueError(
+            "the discriminator needs at least two questions with a positive rationale; check the parse rate"
+        )
     train, held_out = split_held_out([q.question_id for q in questions], config.holdout, config.seed)
     augmented = augment(config, questions)
     filled = [
@@ -132,7 +134,11 @@ def pretrain(
 
 
 def _separated(metrics: dict[str, float], target: float) -> bool:
-    negatives = [v for k, v in metrics.items() if k in ("discriminator/mean_real_negative", "discriminator/mean_augmented_negative")]
+    negatives = [
+        v
+        for k, v in metrics.items()
+        if k in ("discriminator/mean_real_negative", "discriminator/mean_augmented_negative")
+    ]
     return metrics["discriminator/mean_positive"] >= target and bool(negatives) and max(negatives) <= 1 - target
 
 

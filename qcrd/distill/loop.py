@@ -351,16 +351,24 @@ class Training:
         if self.discriminator is None or self.discriminator_optimizer is None or iteration % config.update_every:
             return {}
         questions = [
-            QuestionRationales(e.question_id, e.text, e.positive_texts, e.negative_texts + [n.text for n in negatives[i]])
+            QuestionRationales(
+                e.question_id, e.text, e.positive_texts, e.negative_texts + [n.text for n in negatives[i]]
+            )
             for i, e in ((i, self.data.examples[i]) for i in visited)
         ]
         weight = loss.discriminator_weight * loss.discriminator_decay ** (iteration - 1)
         names = (self.config.seed, iteration)
-        mean = update_online(self.discriminator, self.discriminator_optimizer, config, questions, weight, names, self.workers)
+        mean = update_online(
+            self.discriminator, self.discriminator_optimizer, config, questions, weight, names, self.workers
+        )
         if mean is None:
             return {}
         self._positive_quality.clear()
-        return {"discriminator/online_loss": mean, "discriminator/updates": config.update_steps, "discriminator/weight": weight}
+        return {
+            "discriminator/online_loss": mean,
+            "discriminator/updates": config.update_steps,
+            "discriminator/weight": weight,
+        }
 
     def validation_accuracy(self) -> float:
         """Share of right greedy labels on the validation questions."""

@@ -51,7 +51,9 @@ class GridPlan:
         if grid.llm_judge is not None and grid.comparisons:
             paid = grid.llm_judge if isinstance(grid.llm_judge, PaidSettings) else None
             name = backend_of(grid.llm_judge).kind if paid is None else paid.model
-            asked = f"Then at most {self.llm_judge_requests} requests to the LLM judge ({name}), both orders of each pair"
+            asked = (
+                f"Then at most {self.llm_judge_requests} requests to the LLM judge ({name}), both orders of each pair"
+            )
             unknown = "" if paid is None else ", without a known price or with questions still to be downloaded"
             display.say(f"{asked}{unknown if self.llm_judge_usd is None else f', at most ${self.llm_judge_usd:,.2f}'}.")
         usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]

@@ -333,6 +333,4 @@ def _compare(
         out.mkdir(parents=True, exist_ok=True)
         pairs = pairs_of(questions, explained[0], explained[1], comparison.temperature)
         judge = _llm_judge(grid, cell.config)
-        results.append(
-            compare_rationales(judge, comparison, pairs, out / f"{name}.parquet", on_progress, retry_errors)
-        )
+        results.append(compare_rationales(judge, comparison, pairs, out / f"{name}.parquet", on_progress, retry_errors))

@@ -42,7 +42,10 @@ def test_padding_never_wins_the_max_pool():
 def test_loss_is_equation_2_on_the_scores():
     discriminator = build_discriminator(CONFIG, TEXTS * 3, CPU).eval()
     asked = [QuestionRationales("a", "q", ["x y", "z"], ["pens"]), QuestionRationales("b", "q", ["x"], [])]
-    pos, neg = torch.tensor(discriminator.score([("q", "x y"), ("q", "z")])), torch.tensor(discriminator.score([("q", "pens")]))
+    pos, neg = (
+        torch.tensor(discriminator.score([("q", "x y"), ("q", "z")])),
+        torch.tensor(discriminator.score([("q", "pens")])),
+    )
     expected = -torch.log(torch.exp(pos).sum() / torch.exp(neg).sum())  # b has no negative and is left out
     assert float(rationale_loss(discriminator, asked).detach()) == pytest.approx(float(expected), rel=1e-5)
     assert float(rationale_loss(discriminator, asked[1:]).detach()) == 0.0
@@ -65,7 +68,9 @@ def test_held_out_questions_are_a_tenth_and_apart():
 
 def test_auroc_by_hand():
     metrics = HeldOut([0.9, 0.6], [0.7, 0.1], []).metrics()
-    assert metrics["discriminator/auroc_real"] == pytest.approx(3 / 4) and "discriminator/auroc_augmented" not in metrics
+    assert (
+        metrics["discriminator/auroc_real"] == pytest.approx(3 / 4) and "discriminator/auroc_augmented" not in metrics
+    )
 
 
 def test_augmentation_fills_up_to_the_positives():

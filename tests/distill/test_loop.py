@@ -71,7 +71,9 @@ def data_of(config: ExperimentConfig, folder: Path) -> TrainingData:
         lambda t, limit: encode_inputs(tokenizer, t, limit), lambda t, limit: encode_targets(tokenizer, t, limit),
     )  # fmt: skip
     save_discriminator(build_discriminator(config.discriminator, texts, torch.device("cpu")), folder / "discriminator")
-    return TrainingData(examples, [q for q in questions if q.split == "validation"], tokenizer, folder / "discriminator")
+    return TrainingData(
+        examples, [q for q in questions if q.split == "validation"], tokenizer, folder / "discriminator"
+    )
 
 
 class Killed(Exception):
@@ -109,7 +111,10 @@ def train(
 
 def weights(training: Training) -> dict[str, torch.Tensor]:
     assert training.discriminator is not None
-    return {**training.student.model.state_dict(), **{f"discriminator.{k}": v for k, v in training.discriminator.state_dict().items()}}
+    return {
+        **training.student.model.state_dict(),
+        **{f"discriminator.{k}": v for k, v in training.discriminator.state_dict().items()},
+    }
 
 
 @pytest.fixture(scope="module")

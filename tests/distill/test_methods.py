@@ -71,7 +71,10 @@ NO_DISCRIMINATOR = {
     "quality_positives": [[1.0] * len(side) for side in DATA.positives],
     "quality_negatives": [[0.0] * len(side) for side in DATA.negatives],
 }
-NO_DISCRIMINATOR_FIRST_ONLY = {**NO_DISCRIMINATOR, "quality_positives": [[1.0] * len(side) for side in FIRST_ONLY.positives]}
+NO_DISCRIMINATOR_FIRST_ONLY = {
+    **NO_DISCRIMINATOR,
+    "quality_positives": [[1.0] * len(side) for side in FIRST_ONLY.positives],
+}
 CASES = {
     "finetune": Case("finetune"),
     "distill_label": Case("distill_label"),

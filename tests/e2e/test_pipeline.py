@@ -76,7 +76,10 @@ def test_rationales_scores_and_labels_of_test_questions(whole: tuple[Path, str])
     assert {row.question_id.split("-")[1] for row in read_rows(folder / "scores.parquet", Score)} == {"test"}
     shown = report.read_text()
     assert shown.count("### test question") == 5 and "| state the gold answer |" in shown
-    assert "The questions are test questions; neither the student nor the discriminator was trained on any of them." in shown
+    assert (
+        "The questions are test questions; neither the student nor the discriminator was trained on any of them."
+        in shown
+    )
     assert "| rationales | samples used (the first 3 of each question) | 144 |" in shown
 
     questions = {q.id: q for q in read_rows(only(output / "questions") / "questions.parquet", Question)}

@@ -46,7 +46,10 @@ def teacher_of(words: dict[str, Any], root: Path) -> dict[str, Any]:
         teacher["prompt"] = str(root / teacher["prompt"])
     file = teacher.pop("file", {})
     paths = {name: str(root / file[name]) for name in ("path", "aligned_to") if name in file}
-    if teacher["kind"] in ("simulated", "imported"):  # once they had these, which were no part of a key; now they do not
+    if teacher["kind"] in (
+        "simulated",
+        "imported",
+    ):  # once they had these, which were no part of a key; now they do not
         for name in ("model", "temperature", "top_p", "max_tokens"):
             teacher.pop(name, None)
     return teacher | file | paths

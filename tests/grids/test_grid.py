@@ -90,7 +90,9 @@ def test_overrides_hold_for_the_student_that_writes_negatives():
 
 
 def test_overrides_of_the_judge_llm():
-    grid = load(TABLE7, ["llm_judge.kind=openai", "llm_judge.model=m", "llm_judge.budget_usd=2", "train.steps=7"], "smoke", None)
+    grid = load(
+        TABLE7, ["llm_judge.kind=openai", "llm_judge.model=m", "llm_judge.budget_usd=2", "train.steps=7"], "smoke", None
+    )
     assert isinstance(grid, Grid) and grid.llm_judge is not None
     assert (grid.llm_judge.model, grid.llm_judge.budget_usd, grid.llm_judge.num_samples) == ("m", 2.0, 1)
     assert {cell.config.teacher.kind for cell in grid.cells} == {"simulated"}

@@ -152,7 +152,10 @@ def test_inline_and_async_give_the_same_texts_and_loss_traces(given: Given, tmp_
     training = Training(config, given.data, task, store, CPU, kill_after_iteration_2, elsewhere=negatives)
     training.run()
     assert training.rows == inline.rows and any(row.get("negatives/count", 0) > 0 for row in inline.rows)
-    for ours, theirs in ((training.student.model, inline.student.model), (training.discriminator, inline.discriminator)):
+    for ours, theirs in (
+        (training.student.model, inline.student.model),
+        (training.discriminator, inline.discriminator),
+    ):
         assert ours is not None and theirs is not None
         for name, value in ours.state_dict().items():
             assert torch.equal(value, theirs.state_dict()[name]), name

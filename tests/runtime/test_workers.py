@@ -89,7 +89,10 @@ def trained(config: ExperimentConfig, data: TrainingData, store: CheckpointStore
     training.run()
     parts = {"student": training.student.model.state_dict(), "optimizer": training.optimizer.state()}
     if training.discriminator is not None and training.discriminator_optimizer is not None:
-        parts |= {"discriminator": training.discriminator.state_dict(), "discriminator_optimizer": training.discriminator_optimizer.state()}
+        parts |= {
+            "discriminator": training.discriminator.state_dict(),
+            "discriminator_optimizer": training.discriminator_optimizer.state(),
+        }
     tensors = {f"{part}.{name}": value.clone() for part, values in parts.items() for name, value in values.items()}
     return Trace(training.rows, training.negatives, tensors)
 

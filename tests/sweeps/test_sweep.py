@@ -147,7 +147,9 @@ def test_the_plan_counts_what_is_shared_once_and_writes_nothing(tmp_path: Path):
     space = {"rationales.num_samples": tune.grid_search([1, 3]), "negatives.gap": tune.grid_search([1, 2])}
     sweep = Sweep(name="small", title="a small sweep", base=base, space=space, seeds=(0, 1))
     plan = plan_sweep(sweep)
-    counts = {name: plan.cells.to_run[name] for name in ("samples", "training_set", "discriminator", "student", "report")}
+    counts = {
+        name: plan.cells.to_run[name] for name in ("samples", "training_set", "discriminator", "student", "report")
+    }
     assert counts == {"samples": 1, "training_set": 2, "discriminator": 2, "student": 8, "report": 0}
     assert plan.known and not (tmp_path / "runs").exists()
     shown = io.StringIO()

@@ -55,7 +55,11 @@ def test_splits_are_those_of_dss(shared_data: Path, monkeypatch: pytest.MonkeyPa
 
 def test_source_is_the_digest_of_the_rows(shared_data: Path) -> None:
     expected = {"cqa_train.json": cqa.SHA256["train"], "cqa_test.json": cqa.SHA256["test"]}
-    assert cqa.source(BenchmarkTaskConfig(name="cqa", path=str(shared_data / "cqa"))) == expected == cqa.source(BenchmarkTaskConfig(name="cqa", path="download"))
+    assert (
+        cqa.source(BenchmarkTaskConfig(name="cqa", path=str(shared_data / "cqa")))
+        == expected
+        == cqa.source(BenchmarkTaskConfig(name="cqa", path="download"))
+    )
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,10 @@ def test_sources(data: Path) -> None:
         "esnli_valid.json": esnli.SHA256["validation"],
         "esnli_test.json": esnli.SHA256["test"],
     }
-    assert anli1.source(BenchmarkTaskConfig(name="esnli"))["anli1_train_recovered_nogold.jsonl"] == anli1.SHA256["train_without_gold"]
+    assert (
+        anli1.source(BenchmarkTaskConfig(name="esnli"))["anli1_train_recovered_nogold.jsonl"]
+        == anli1.SHA256["train_without_gold"]
+    )
     online = BenchmarkTaskConfig(name="esnli", path="download")
     assert esnli.sizes(online)["train"] == 549_367 and anli1.sizes(online)["train"] == 16_946
     assert anli1.has_gold_labels(online)

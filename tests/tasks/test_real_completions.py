@@ -30,7 +30,9 @@ pytestmark = pytest.mark.e2e
 def questions_of(folder: Path, name: str) -> dict[str, list[Question]]:
     """Questions by the file that they are in, in the file's order."""
     task = get_task(name)
-    questions = task.load(BenchmarkTaskConfig(name="x", path=str(folder / name / "SVAMP.json" if name == "svamp" else folder / name)))
+    questions = task.load(
+        BenchmarkTaskConfig(name="x", path=str(folder / name / "SVAMP.json" if name == "svamp" else folder / name))
+    )
     splits = {split: [q for q in questions if q.split == split] for split in ("train", "validation", "test")}
     if name == "cqa":
         rows = cqa.split_rows()

@@ -62,7 +62,11 @@ def test_order_needs_no_file() -> None:
 
 
 def test_source_is_the_checksum(original: Path) -> None:
-    assert svamp.source(BenchmarkTaskConfig(name="svamp")) == {"SVAMP.json": svamp.SHA256} == {"SVAMP.json": file_digest(original)}
+    assert (
+        svamp.source(BenchmarkTaskConfig(name="svamp"))
+        == {"SVAMP.json": svamp.SHA256}
+        == {"SVAMP.json": file_digest(original)}
+    )
 
 
 def test_a_missing_file_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,10 @@ def test_a_larger_train_limit_contains_a_smaller_one() -> None:
 
 def test_train_limit_is_drawn_by_the_task_seed(shared_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QCRD_DATA", str(shared_data))
-    drawn = [[question.id for question in load_questions(svamp, BenchmarkTaskConfig(name="svamp", seed=seed), 100)][:100] for seed in (0, 1)]
+    drawn = [
+        [question.id for question in load_questions(svamp, BenchmarkTaskConfig(name="svamp", seed=seed), 100)][:100]
+        for seed in (0, 1)
+    ]
     assert set(drawn[0]) != set(drawn[1])
 
 

@@ -85,7 +85,9 @@ def read_report_data(
         samples=rows("samples", "samples.parquet", Sample) if "samples" in inputs else None,
         statistics=_json(inputs["rationales"] / "statistics.json") if "rationales" in inputs else None,
         examples=rows("training_set", "examples.parquet", Example),
-        discriminator_rows=read_json_lines(inputs["discriminator"] / "pretraining.jsonl") if "discriminator" in inputs else None,
+        discriminator_rows=read_json_lines(inputs["discriminator"] / "pretraining.jsonl")
+        if "discriminator" in inputs
+        else None,
         metric_rows=read_json_lines(inputs["student"] / "metrics.jsonl"),
         training=_json(inputs["student"] / "training.json"),
         predictions=rows("predictions", "predictions.parquet", Prediction),

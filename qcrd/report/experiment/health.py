@@ -175,7 +175,9 @@ def _discriminator_warnings(rows: Sequence[Mapping[str, float]]) -> list[str]:
     if auroc is None:
         return ["discriminator AUROC on real negatives not measured: no held-out question has a real negative"]
     if auroc < AUROC_MINIMUM:
-        return [f"discriminator AUROC on real negatives {number(auroc)}, below {AUROC_MINIMUM}: its scores weigh little"]
+        return [
+            f"discriminator AUROC on real negatives {number(auroc)}, below {AUROC_MINIMUM}: its scores weigh little"
+        ]
     return []
 
 

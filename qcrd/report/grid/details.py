@@ -48,7 +48,9 @@ def temperatures_section(grid: Grid, results: GridResults) -> list[str]:
                 rows.append([cell(one.row), f"{said.temperature:g}", cell(said.text), number(said.score), cut])
         text = next((one.question_texts[question] for one in found if question in one.question_texts), question)
         lines += [f"### {cell(column)}", "", f"Question {cell(question)}: {cell(text, 3000)}", ""]
-        lines += table([cell(grid.row_title), "τ", "rationale", "discriminator's score", "cut at the token limit"], rows)
+        lines += table(
+            [cell(grid.row_title), "τ", "rationale", "discriminator's score", "cut at the token limit"], rows
+        )
         lines += [f"Seed {', '.join(map(str, dict.fromkeys(one.seed for one in found)))}.", ""]
     return lines
 

@@ -165,7 +165,6 @@ def _counts(result: ComparisonResult) -> list[str]:
     return [counts, percent(result.agreement), str(result.unparsed), shown(result.judge)]
 
 
-
 def made_section(grid: Grid, results: GridResults, about: Mapping[str, str]) -> list[str]:
     """Command, commit, hardware and whatever else the caller says, the seeds, teachers, and every number's source."""
     asked = [cell.config.teacher for cell in grid.cells if cell.config.uses_teacher()]

@@ -150,9 +150,7 @@ def _csv_records(config: ImportedTeacherConfig) -> list[_Entry]:
 
 def _row_number(value: str, path: Path, config: ImportedTeacherConfig) -> int:
     if not value.isdecimal():
-        raise ConfigError(
-            f"teacher.row_field: {config.row_field!r} is {value!r} in '{path}'; expected a row number"
-        )
+        raise ConfigError(f"teacher.row_field: {config.row_field!r} is {value!r} in '{path}'; expected a row number")
     return int(value)
 
 

@@ -319,7 +319,10 @@ def test_missing_stages_say_why(tmp_path: Path) -> None:
     assert "No discriminator was trained: the method `dss` uses none." in dss and "Table A-2" in dss
     ablation = make_config(discriminator={"enabled": False})
     without_discriminator, _, _ = World(tmp_path / "c", ablation, without=("discriminator",)).write()
-    assert "discriminator.enabled is false (w/o QJ)" in without_discriminator and "mean s+ in the loss" not in without_discriminator
+    assert (
+        "discriminator.enabled is false (w/o QJ)" in without_discriminator
+        and "mean s+ in the loss" not in without_discriminator
+    )
 
 
 def test_no_negatives_no_hinge_warning(tmp_path: Path) -> None:
@@ -393,7 +396,10 @@ def test_rationales_and_answers(tmp_path: Path) -> None:
     text, _, _ = world.write()
     assert "| state the gold answer | 40.0 % | 7 |" in text.splitlines()
     assert "| state the answer that the label task predicts | 60.0 % | 7 |" in text.splitlines()
-    assert "The questions are test questions; neither the student nor the discriminator was trained on any of them." in text
+    assert (
+        "The questions are test questions; neither the student nor the discriminator was trained on any of them."
+        in text
+    )
     assert "held out of" not in text.split("### Densities")[1] and "| warm |" not in text
     without = World(tmp_path / "b", make_config(method="finetune"), without=("samples", "rationales", "discriminator"))
     without.explained = 0
