@@ -1,7 +1,7 @@
 """Appendix Table 6: hours of training by method, on SVAMP with T5-base and T5-small.
 
-The time of the iterations that count (negatives, scoring, steps, the discriminator's updates, validation), as the run itself
-measured it, on whatever machine it ran: compare with the paper's hours only on one A100-80G.
+The time of the iterations that count (negatives, scoring, steps, the discriminator's updates, validation), as the run
+itself measured it, on whatever machine it ran: compare with the paper's hours only on one A100-80G.
 """
 
 from experiments.settings import METHODS, columns, config, printed

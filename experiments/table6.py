@@ -1,6 +1,7 @@
 """Table 6: how many positives (m teacher samples) and negatives (k student samples), on SVAMP with T5-base.
 
-m = 5, k = 1 is the default and stands in both halves. k = 0 keeps the discriminator, unlike Table 4's row without negatives.
+m = 5, k = 1 is the default and stands in both halves. k = 0 keeps the discriminator, unlike Table 4's row without
+negatives.
 """
 
 from experiments.settings import claims, seeds, svamp_cells, titled

@@ -1,4 +1,4 @@
-"""The rules of the layout: rooms in one direction, Ray and MLflow at the edges, stages and methods in one place each."""
+"""The rules of the layout: rooms in one direction, Ray and MLflow at the edges, stages and methods in one place."""
 
 import ast
 import re
@@ -42,9 +42,9 @@ def room_imports() -> Iterator[tuple[Path, str, str]]:
     for path in FILES:
         for module in imports_of(path):
             parts = module.split(".")
-            if parts[0] == "qcrd" and len(parts) > 1 and parts[1] != room_of(path) and (ROOT / parts[1]).exists() or (
-                parts[0] == "qcrd" and len(parts) > 1 and (ROOT / f"{parts[1]}.py").exists() and parts[1] != room_of(path)
-            ):  # fmt: skip
+            if parts[0] != "qcrd" or len(parts) == 1 or parts[1] == room_of(path):
+                continue
+            if (ROOT / parts[1]).is_dir() or (ROOT / f"{parts[1]}.py").is_file():
                 yield path, room_of(path), parts[1]
 
 

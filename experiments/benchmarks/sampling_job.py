@@ -11,10 +11,9 @@ import resource
 import sys
 from pathlib import Path
 
-from qcrd.pipeline.stages_of import sample_source
-
 from qcrd.config import ExperimentConfig
-from qcrd.pipeline.run import start_ray
+from qcrd.pipeline.session import start_ray
+from qcrd.pipeline.stages.samples import sample_source
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.sample import sample
 
@@ -26,7 +25,7 @@ def config_of(base_url: str, output: str, questions: int, samples: int, timeout:
         {
             "name": "benchmark",
             "output": output,
-            "task": {"name": "arithmetic", "generator": made, "train_limit": None},
+            "task": {"name": "arithmetic", "train_limit": None, **made},
             "teacher": {
                 "kind": "openai", "base_url": base_url, "model": "simulated-endpoint", "num_samples": samples,
                 "samples_per_request": 1, "concurrency": 64, "timeout_seconds": timeout,

@@ -2,8 +2,8 @@
 
 Reference DSS (transformers' Seq2SeqTrainer semantics), our DSS, QCRD as its formulas read ("naive") and our QCRD, on
 SVAMP's questions with GPT-3.5's rationales where QCRD_DATA has them, else on generated ones (the title says which). A
-step has 8 questions. Students and discriminators have random weights at T5's sizes and dropout 0.1 (with T5's tokenizer the
-vocabulary has 32,100 rows; T5 pads its own to 32,128). m = 5: the first five rationales of a question all count as
+step has 8 questions. Students and discriminators have random weights at T5's sizes and dropout 0.1 (with T5's tokenizer
+the vocabulary has 32,100 rows; T5 pads its own to 32,128). m = 5: the first five rationales of a question all count as
 positives; a vote leaves fewer, so this is the most that it can cost. m = 20: all ten, and the ten of the next question.
 One negative a question (k = 1), sampled from the student itself: random weights hardly ever end a text, so nearly all
 have the full 64 tokens, again the most. Without pretrained weights l is about 10; the margin is set for each batch so
@@ -13,10 +13,11 @@ What QCRD's step costs depends on where negatives come from:
 - async: the step alone, negatives and scores delivered. Beside it the contended time: an actor samples in a process of
   its own, each with half of the threads (`contended 1+1`); the slower of the two is what a step takes.
 - inline: the step, and its share of what an iteration makes before it starts: negatives in batches of 128 and the
-  discriminator's scores of positives and negatives. By default each visit of a question pays for both, as where no question is
-  visited twice in an iteration; `reused` is SVAMP as it is: 250 steps visit its 720 training questions 2,000 times.
-- the discriminator's online update (25 of its steps in 250) comes on top, in ours as in naive QCRD: a row of its own, in no
-  ratio but `inline_with_updates_over_reference_dss`.
+  discriminator's scores of positives and negatives. By default each visit of a question pays for both, as where no
+  question is visited twice in an iteration; `reused` is SVAMP as it is: 250 steps visit its 720 training questions
+  2,000 times.
+- the discriminator's online update (25 of its steps in 250) comes on top, in ours as in naive QCRD: a row of its own,
+  in no ratio but `inline_with_updates_over_reference_dss`.
 
 It prints tables, and as its last line JSON (of T5-base with the prefix `base_`, of `--quick` with `tiny_`):
 
@@ -24,7 +25,8 @@ It prints tables, and as its last line JSON (of T5-base with the prefix `base_`,
   _100; dss_over_reference_dss; naive_over_reference_dss, naive_over_inline (50 %): ratios of median seconds a step;
 - negatives_speedup: seconds a sequence sampled in batches of 8 over batches of 128, both by ours;
 - memory_over_dss, memory_over_dss_m20: peak of our QCRD step less what was resident before the first step, over the
-  same of our DSS; each in a process of its own, all hinges active, 64 random tokens as negatives, without discriminator;
+  same of our DSS; each in a process of its own, all hinges active, 64 random tokens as negatives, without
+  discriminator;
 - scaling_efficiency: 1 worker's seconds a step over twice those of 2, a thread each, the same 8 questions;
 - the medians in seconds, memory and token numbers behind them.
 
@@ -182,7 +184,7 @@ def parts_table(seconds: Numbers, numbers: Numbers, counts: dict[str, tuple[floa
 
 
 def measure_memory(setting: Setting, say: Say) -> tuple[Numbers, Table]:
-    """Peak less resident before the first step, MiB, of each variant; ring and discriminator from their weights' number."""
+    """Peak less resident before the first step, MiB, of each variant; ring and discriminator by count of weights."""
     table = Table(title="Peak memory of a step, each variant in its own process", title_justify="left")
     for name in ("variant", "before, MiB", "peak - before, MiB", "÷ our DSS"):
         table.add_column(name, justify="left" if name == "variant" else "right")
@@ -257,8 +259,8 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
     }
     console.print(table)
     console.print(
-        f"[dim]Apart from these: the discriminator {numbers['discriminator_mib']:.0f} MiB, and each snapshot of the ring "
-        f"{numbers['snapshot_mib']:.0f} MiB. What grows holds Adam's state and, in reference and naive, gradients: "
+        f"[dim]Apart from these: the discriminator {numbers['discriminator_mib']:.0f} MiB, and each snapshot of the "
+        f"ring {numbers['snapshot_mib']:.0f} MiB. What grows holds Adam's state and, in reference and naive, gradients: "
         f"{numbers['weights_mib']:.0f} MiB each, Adam twice.[/dim]"
     )
     if scaling := measure_scaling(setting, say):

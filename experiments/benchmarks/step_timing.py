@@ -99,7 +99,7 @@ class Bench:
             torch.cuda.synchronize()
 
 
-# -- negatives and discriminator ------------------------------------------------------------------------------------------
+# -- negatives and discriminator ---------------------------------------------------------------------------------------
 
 
 def _sample(bench: Bench, examples: Sequence[Example], batch_size: int, number: int) -> list[list[Negative]]:

@@ -87,4 +87,5 @@ def refuse_other_kinds_field(kinds: Kinds, kind: str, place: str, name: str) -> 
         return
     others = [other for other, group in kinds.items() if name in group.model_fields]
     if others:
-        raise ConfigError(f"{place}.{name}: not a setting of {place}.kind = {kind}; {' and '.join(others)} has it")
+        have = "has" if len(others) == 1 else "have"
+        raise ConfigError(f"{place}.{name}: not a setting of {place}.kind = {kind}; {' and '.join(others)} {have} it")

@@ -44,8 +44,8 @@ def test_mlflow_shows_the_run(whole: tuple[Path, str]):
     assert experiment is not None
     (found,) = client.search_runs([experiment.experiment_id])
     assert found.info.status == "FINISHED" and found.data.params["negatives.gap"] == "2"
-    for name in ("train/loss", "eval/accuracy", "discriminator/auroc_augmented", "rationales/parse_rate", "samples/samples",
-                 "eval/test_accuracy_best", "report/test_accuracy"):  # fmt: skip
+    for name in ("train/loss", "eval/accuracy", "discriminator/auroc_augmented", "rationales/parse_rate",
+                 "samples/samples", "eval/test_accuracy_best", "report/test_accuracy"):  # fmt: skip
         assert name in found.data.metrics, name
     history = client.get_metric_history(found.info.run_id, "eval/accuracy")
     assert [metric.step for metric in history] == [15, 30, 45, 60]

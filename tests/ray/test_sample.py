@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qcrd.pipeline.stages_of import sample_source
+from qcrd.pipeline.stages.samples import sample_source
 from ray._private.state import state
 
 from qcrd.config import ConfigError, ExperimentConfig

@@ -1,4 +1,4 @@
-"""Asking test and validation questions changes neither the training set nor the discriminator; real completions of SVAMP's."""
+"""Asking test and validation questions changes neither training set nor discriminator; real completions of SVAMP's."""
 
 from __future__ import annotations
 
@@ -64,8 +64,7 @@ def test_imported_completions_serve_test_questions_too(
         "completions_field": "output",
     }  # fmt: skip
     teacher = {
-        "kind": "imported", "num_samples": 1, "splits": ["train", "test"], "imported": imported,
-        "parser": "last_number",
+        "kind": "imported", "num_samples": 1, "splits": ["train", "test"], "parser": "last_number", **imported,
     }  # fmt: skip
     folder = tmp_path / "x"
     run_stages(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qcrd.pipeline.stages_of import sample_source
+from qcrd.pipeline.stages.samples import sample_source
 from ray.exceptions import ActorDiedError
 
 from qcrd.config import ExperimentConfig, OpenAITeacherConfig

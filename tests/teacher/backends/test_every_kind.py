@@ -12,7 +12,7 @@ from typing import Any, get_args
 import pytest
 
 from qcrd.config import ExperimentConfig, PaidSettings, TeacherConfig, TeacherSettings, validated
-from qcrd.pipeline.run import plan
+from qcrd.pipeline.plan import plan
 from qcrd.teacher.backends import openai_endpoint, simulated, vllm_engine
 from qcrd.teacher.backends.base import Backend
 from qcrd.teacher.backends.table import BACKENDS, any_simulated, backend_of
@@ -42,7 +42,7 @@ def config_of(kind: str, method: str, folder: Path) -> ExperimentConfig:
     return validated(
         {
             "name": "tiny", "method": method, "output": str(folder / "runs"),
-            "task": {"train_limit": None, "generator": {"train_size": 6, "validation_size": 2, "test_size": 2}},
+            "task": {"train_limit": None, "train_size": 6, "validation_size": 2, "test_size": 2},
             "teacher": {"kind": kind, **own[kind]}, "student": {"kind": "scratch"},
             "discriminator": {"kind": "scratch"},
             "train": {"steps": 80, "labels": "teacher" if method == "distill_label" else "gold"},
