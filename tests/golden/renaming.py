@@ -17,6 +17,7 @@ from qcrd.grids.cells import cell_folder, cell_identity
 from qcrd.storage.fingerprints import digest_of
 
 HERE = Path(__file__).parent
+BEFORE = HERE / "cells_before.json"
 RESULTS = HERE.parents[1] / "experiments" / "results" / "real_esnli"
 ONLINE = (
     "enabled", "seed", "learning_rate", "batch_questions", "max_tokens", "dtype", "max_grad_norm", "update_every",
@@ -66,7 +67,7 @@ def _rename_keys(value: Any) -> Any:
 def rename_cells() -> None:
     from experiments.real_esnli import recipe
 
-    before = json.loads((HERE / "cells_before.json").read_text())
+    before = json.loads(BEFORE.read_text())
     grid = recipe()
     moves = []
     for known in before["cells"]:
