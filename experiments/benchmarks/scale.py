@@ -56,8 +56,8 @@ from qcrd.sweeps.search_space import OptunaProposer
 from qcrd.sweeps.tune_search import scheduler_of
 from qcrd.tasks import get_task
 from qcrd.tasks.files import data_folder
-from qcrd.teacher.cost import TokenCounter
 from qcrd.teacher.prompts import task_prompts
+from qcrd.teacher.tokens import TokenCounter
 from qcrd.tracking.mlflow_server import import_mlflow
 from qcrd.tracking.mlflow_tracker import RUN_KEY
 from qcrd.tracking.opening import open_run_record

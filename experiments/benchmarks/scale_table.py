@@ -13,7 +13,7 @@ from heapq import heapify, heapreplace
 from experiments.settings import BENCHMARKS, METHODS
 from qcrd.config import OpenAITeacherConfig, TrainConfig
 from qcrd.report.paper import BASE, TRAINING_HOURS
-from qcrd.teacher.cost import read_price, spent_usd
+from qcrd.teacher.prices import read_price, spent_usd
 
 GPUS, NODE = (1, 8, 64), 8
 """In all, and of the largest node; a node is paid for as a whole."""

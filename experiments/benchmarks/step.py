@@ -260,8 +260,8 @@ def measure_size(setting: Setting, data: Data, rounds: int, console: Console, sa
     console.print(table)
     console.print(
         f"[dim]Apart from these: the discriminator {numbers['discriminator_mib']:.0f} MiB, and each snapshot of the "
-        f"ring {numbers['snapshot_mib']:.0f} MiB. What grows holds Adam's state and, in reference and naive, gradients: "
-        f"{numbers['weights_mib']:.0f} MiB each, Adam twice.[/dim]"
+        f"ring {numbers['snapshot_mib']:.0f} MiB. What grows holds Adam's state and, in reference and naive, "
+        f"gradients: {numbers['weights_mib']:.0f} MiB each, Adam twice.[/dim]"
     )
     if scaling := measure_scaling(setting, say):
         numbers |= scaling

@@ -48,7 +48,8 @@ from qcrd.tasks import get_task
 from qcrd.teacher.backends.base import Reply
 from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import missing_mask, wanted_samples
-from qcrd.teacher.store import SampleStore, StoreWriter
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_writer import StoreWriter
 
 CONCURRENCY, DELAY, REQUESTS = 64, 0.5, 4000
 FAULTS = {"429": 0.02, "500": 0.01, "timeout": 0.01, "malformed": 0.01}

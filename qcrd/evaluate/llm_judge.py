@@ -32,9 +32,10 @@ from qcrd.tasks.base import Task
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.backends.table import BACKENDS, backend_of
 from qcrd.teacher.check import check_teacher
-from qcrd.teacher.cost import prompt_token_counter, read_price, spent_usd
+from qcrd.teacher.prices import read_price, spent_usd
 from qcrd.teacher.requests import SampleSource
 from qcrd.teacher.sample import OnProgress, sample
+from qcrd.teacher.tokens import prompt_token_counter
 
 ORDERS = 2
 

@@ -18,9 +18,10 @@ from tenacity.wait import wait_exponential_jitter
 
 from qcrd.config import LanguageModelSettings, TeacherSettings
 from qcrd.teacher.backends.base import Answer, Call, Failure, Reply, Result, Teacher, TeacherError
-from qcrd.teacher.cost import Price, spent_usd, worst_case_prompt_tokens
 from qcrd.teacher.limits import AttemptReport, GaveUp, Grant, Need, Outcome
-from qcrd.teacher.store import StoreWriter
+from qcrd.teacher.prices import Price, spent_usd
+from qcrd.teacher.store_writer import StoreWriter
+from qcrd.teacher.tokens import worst_case_prompt_tokens
 
 LONGEST_SLEEP = 0.5
 MAX_RETRY_AFTER_SECONDS = 600.0

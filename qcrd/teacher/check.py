@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from qcrd.config import ConfigError
 from qcrd.teacher.backends.table import backend_of
-from qcrd.teacher.cost import check_budget
+from qcrd.teacher.prices import check_budget
 from qcrd.teacher.requests import SampleSource
-from qcrd.teacher.store import SampleStore, StoreError
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_format import StoreError
 
 
 def check_teacher(source: SampleSource) -> None:

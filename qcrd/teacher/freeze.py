@@ -11,7 +11,7 @@ from typing import Any
 
 from qcrd.records import RowWriter, Sample
 from qcrd.teacher.backends.base import Reply, Result
-from qcrd.teacher.cost import Price, spent_usd
+from qcrd.teacher.prices import Price, spent_usd
 from qcrd.teacher.requests import Wanted
 from qcrd.teacher.store import StoreIndex
 

@@ -17,11 +17,12 @@ from qcrd.config import ConfigError, OpenAITeacherConfig, TeacherSettings
 from qcrd.teacher.asking import Asker, Leases, Stopped
 from qcrd.teacher.backends.base import Answer, TeacherError
 from qcrd.teacher.backends.table import backend_of, build_teacher
-from qcrd.teacher.cost import Price
 from qcrd.teacher.limits import AttemptReport, Grant, Need, make_limits
+from qcrd.teacher.prices import Price
 from qcrd.teacher.prompts import Prompts
 from qcrd.teacher.requests import Wanted, build_call, split_calls
-from qcrd.teacher.store import SampleStore, StoreWriter
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_writer import StoreWriter
 
 MEMORY = "endpoints.json"
 ATTEMPTS = 3

@@ -23,7 +23,8 @@ from qcrd.storage.output import Storage
 from qcrd.teacher.backends.base import Call
 from qcrd.teacher.backends.table import backend_of
 from qcrd.teacher.prompts import Prompts
-from qcrd.teacher.store import KEY_TYPE, StoreIndex, question_key, sample_key
+from qcrd.teacher.store import StoreIndex
+from qcrd.teacher.store_format import KEY_TYPE, question_key, sample_key
 
 _ANY_QUESTION = f"QUESTION{SEPARATOR}QUESTION"
 """Stands for the question where the prompt is identified; tasks whose questions have two texts read it too."""

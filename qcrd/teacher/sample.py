@@ -33,13 +33,16 @@ from qcrd.teacher.asking import Asked, Asker, Leases, Stopped, all_of
 from qcrd.teacher.backends.base import ImportedCompletions, TeacherError
 from qcrd.teacher.backends.table import backend_of, build_teacher
 from qcrd.teacher.batch.mode import BatchSummary, resume_batches, run_batches
-from qcrd.teacher.cost import Price, read_price, spent_usd, worst_case_prompt_tokens
 from qcrd.teacher.freeze import freeze, spent_before
 from qcrd.teacher.limits import AttemptReport, Grant, Need, Totals, make_limits
+from qcrd.teacher.prices import Price, read_price, spent_usd
 from qcrd.teacher.probe import probe, samples_per_request
 from qcrd.teacher.prompts import Prompts
 from qcrd.teacher.requests import SampleSource, Wanted, build_call, missing_mask, split_calls, wanted_samples
-from qcrd.teacher.store import SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
+from qcrd.teacher.store import SampleStore, StoreIndex
+from qcrd.teacher.store_format import StoreError, question_key, sample_key
+from qcrd.teacher.store_writer import StoreWriter
+from qcrd.teacher.tokens import worst_case_prompt_tokens
 
 OnProgress = Callable[[int, int, Mapping[str, Any]], None]
 MAX_BATCH, BATCHES_PER_BLOCK, BLOCKS_AT_ONCE = 128, 4, 16

@@ -14,99 +14,39 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import logging
-import os
-import socket
 import tempfile
-import threading
-import uuid
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
-from typing import IO, Any, Protocol, Self, TypeVar
+from typing import IO, Any
 
-import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
-from qcrd.storage.atomic import GrowingFile, is_being_written, move, sync, write_atomically
-from qcrd.storage.bucket import patiently
-from qcrd.storage.fingerprints import canonical_json, digest_of
+from qcrd.storage.atomic import is_being_written, move, sync
+from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import Storage
-from qcrd.teacher.backends.base import Failure, Reply, Result, as_count
+from qcrd.teacher.backends.base import Result
+from qcrd.teacher.store_format import (
+    HEAD,
+    KEY_END,
+    KEY_TYPE,
+    StoreError,
+    T,
+    decode_line,
+    filesystem_of,
+    is_whole,
+    put,
+    remotely,
+)
 
 logger = logging.getLogger(__name__)
 
-KEY_TYPE = np.dtype("S32")
-"""Keys in arrays: the 32 bytes of a SHA-256."""
-REMOTE_PART_BYTES = 4 << 20
 OPEN_PARTS, READS = 64, 10
-_HEAD, _TAIL = b'{"key":"', b',"sha256":"'
-_KEY_END = len(_HEAD) + 64
-_TAIL_LENGTH = len(_TAIL) + 64 + len(b'"}\n')
 _DAMAGED = "damaged-"
-_COUNTS = ("prompt_tokens", "completion_tokens", "status")
 _STATE = ("name", "size", "ETag", "etag", "LastModified", "created")
 """What file systems say of an object that changes when the object does."""
-T = TypeVar("T")
-
-
-class StoreError(Exception):
-    """The store cannot be written or read. The message says which file and why."""
-
-
-# -- keys ---------------------------------------------------------------------------------------------------------
-
-
-def question_key(identity: str, question: str) -> bytes:
-    """SHA-256 of a question asked in a certain way: `identity` is a digest of task, prompt and what else decides a
-    reply.
-
-    The id of the question is not part of it: two questions with one text are one request.
-    """
-    return hashlib.sha256(canonical_json([identity, question]).encode()).digest()
-
-
-def sample_key(question: bytes, index: int) -> bytes:
-    """The key of sample `index` of a question: 32 bytes, the same in every run and sweep."""
-    return hashlib.sha256(b"%s %d" % (question, index)).digest()
-
-
-# -- one line -----------------------------------------------------------------------------------------------------
-
-
-def _line(key: bytes, record: Result) -> bytes:
-    name = "error" if isinstance(record, Failure) else "reply"
-    values = {field: _encodable(value) for field, value in asdict(record).items()}
-    whole = key.ljust(KEY_TYPE.itemsize, b"\0")  # numpy drops zeros at the end of a key that is taken out of an array
-    body = f'{{"key":"{whole.hex()}","{name}":{canonical_json(values)}'.encode()
-    return b'%s,"sha256":"%s"}\n' % (body, hashlib.sha256(body).hexdigest().encode())
-
-
-def _encodable(value: Any) -> Any:
-    """Half of a surrogate pair (a reply cut inside an emoji) has no UTF-8; it becomes a question mark."""
-    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else value
-
-
-def _is_whole(line: bytes) -> bool:
-    if not (line.startswith(_HEAD) and line.endswith(b'"}\n') and line[-_TAIL_LENGTH:].startswith(_TAIL)):
-        return False
-    digest = hashlib.sha256(line[:-_TAIL_LENGTH]).hexdigest().encode()
-    return digest == line[-67:-3] and line[_KEY_END : _KEY_END + 10] in (b'","reply":', b'","error":')
-
-
-def _record(line: bytes) -> Result:
-    content = json.loads(line)
-    values = content["reply"] if "reply" in content else content["error"]
-    # What an endpoint gave as a count was once kept unseen.
-    values |= {name: as_count(values[name]) for name in _COUNTS if name in values}
-    return Reply(**values) if "reply" in content else Failure(**values)
-
-
-# -- reading ------------------------------------------------------------------------------------------------------
 
 
 class StoreIndex:
@@ -167,7 +107,7 @@ class StoreIndex:
         with contextlib.ExitStack() as stack:
             streams: dict[int, IO[bytes]] = {}
             for row in self.rows(keys).tolist():
-                yield None if row < 0 else _record(self._read(row, streams, stack))
+                yield None if row < 0 else decode_line(self._read(row, streams, stack))
 
     def _read(self, row: int, streams: dict[int, IO[bytes]], stack: contextlib.ExitStack) -> bytes:
         part = int(self._part[row])
@@ -196,7 +136,7 @@ class SampleStore:
     """A store by folder or URL. It need not exist yet."""
 
     def __init__(self, place: str | Path) -> None:
-        self._fs, self.path = _filesystem(place)
+        self._fs, self.path = filesystem_of(place)
         self.place = str(place)
         self.is_local = isinstance(self._fs, LocalFileSystem)
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -259,7 +199,7 @@ class SampleStore:
     def write_text(self, name: str, text: str) -> None:
         """Replace a small file beside the parts, whole or not at all."""
         try:
-            _put(self._fs, self.is_local, f"{self.path}/{name}", text.encode())
+            put(self._fs, self.is_local, f"{self.path}/{name}", text.encode())
         except OSError as error:
             raise StoreError(f"the sample store cannot be written: {self.path}/{name}: {error}") from error
 
@@ -272,7 +212,7 @@ class SampleStore:
 
     def _do(self, call: Callable[..., T], *arguments: Any, **named: Any) -> T:
         """A call of the file system."""
-        return call(*arguments, **named) if self.is_local else _remotely(call, *arguments, **named)
+        return call(*arguments, **named) if self.is_local else remotely(call, *arguments, **named)
 
     def _names(self) -> list[str]:
         self._fs.invalidate_cache()
@@ -312,9 +252,9 @@ class SampleStore:
             "%s: %d unreadable lines (torn by a crash, or damaged); the part is set aside as %s, its %d whole lines "
             "are kept and the samples it lacks are asked again", name, part.damaged, target, len(part.offsets),
         )  # fmt: skip
-        _put(self._fs, self.is_local, kept, whole)
+        put(self._fs, self.is_local, kept, whole)
         with contextlib.suppress(FileNotFoundError):  # another reader was quicker
-            move(Path(name), Path(target)) if self.is_local else _remotely(self._fs.mv, name, target)
+            move(Path(name), Path(target)) if self.is_local else remotely(self._fs.mv, name, target)
         self._copy([kept])
         return self._readable(kept)
 
@@ -329,205 +269,14 @@ class _Part:
         offset = 0
         with path.open("rb", buffering=1 << 20) as stream:
             for line in stream:
-                if _is_whole(line):
-                    self.keys += bytes.fromhex(line[len(_HEAD) : _KEY_END].decode())
+                if is_whole(line):
+                    self.keys += bytes.fromhex(line[len(HEAD) : KEY_END].decode())
                     self.offsets.append(offset)
-                    self.failed.append(line[_KEY_END + 3 : _KEY_END + 8] == b"error")
+                    self.failed.append(line[KEY_END + 3 : KEY_END + 8] == b"error")
                 else:
                     self.damaged += 1
                 offset += len(line)
 
     def whole_lines(self) -> bytes:
         with self._path.open("rb") as stream:
-            return b"".join(line for line in stream if _is_whole(line))
-
-
-# -- writing ------------------------------------------------------------------------------------------------------
-
-
-class _Sink(Protocol):
-    """Where a writer's lines go. `write` keeps them; `flush` makes durable what `pending` named before, while others
-    are written. Both may raise OSError."""
-
-    @property
-    def path(self) -> str: ...
-
-    def write(self, data: bytes) -> None: ...
-
-    def pending(self) -> list[tuple[str, bytes]]: ...
-
-    def flush(self, pending: list[tuple[str, bytes]]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class StoreWriter:
-    """Appends records to parts of its own.
-
-    In a local store a line is with the operating system when `write` returns, so it outlives the process. `flush`
-    makes lines durable (on the disk, or at the URL); a background thread does so every `flush_seconds`. Raises
-    `StoreError` where a line cannot be kept (a full disk), also for what the thread met. Safe from any thread.
-    """
-
-    def __init__(self, place: str | Path, flush_seconds: float) -> None:
-        fs, folder = _filesystem(place)
-        host = "".join(char if char.isalnum() else "_" for char in socket.gethostname())
-        name = f"part-{host}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-        self._lock, self._flushing = threading.Lock(), threading.Lock()
-        self._dirty = False
-        self._error: OSError | None = None
-        try:
-            self._sink: _Sink = (
-                _LocalPart(folder, name) if isinstance(fs, LocalFileSystem) else _RemotePart(fs, folder, name)
-            )
-        except OSError as error:
-            raise StoreError(f"the sample store {place} cannot be written: {error}") from error
-        self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._flush_now_and_then, args=(flush_seconds,), daemon=True)
-        self._thread.start()
-
-    def write(self, records: Sequence[tuple[bytes, Result]]) -> None:
-        """Keep records, (key, record) each, all or none of them."""
-        data = b"".join(_line(key, record) for key, record in records)
-        with self._lock, self._reported():
-            self._sink.write(data)
-            self._dirty = True
-            if self._error is not None:  # what is paid for is kept where that is possible, and the error told
-                raise self._error
-
-    def flush(self) -> None:
-        """Make all that was written durable."""
-        with self._flushing, self._reported():  # a writer need not wait for the disk, or for a server
-            with self._lock:
-                dirty, self._dirty = self._dirty, False
-                pending = self._sink.pending() if dirty else None
-            if pending is not None:
-                try:
-                    self._sink.flush(pending)
-                except OSError:
-                    self._dirty = True
-                    raise
-            if self._error is not None:
-                raise self._error
-
-    def close(self) -> None:
-        if not self._closed.is_set():
-            self._closed.set()
-            try:
-                self.flush()
-            finally:
-                self._sink.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    @contextlib.contextmanager
-    def _reported(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(f"the sample store cannot be written: {self._sink.path}: {error}") from error
-
-    def _flush_now_and_then(self, seconds: float) -> None:
-        while not self._closed.wait(seconds):
-            try:
-                self.flush()
-            except StoreError as error:
-                cause = error.__cause__
-                assert isinstance(cause, OSError)
-                self._error = cause
-                return
-
-
-class _LocalPart(GrowingFile):
-    """A file that is appended to."""
-
-    def __init__(self, folder: str, name: str) -> None:
-        self.path = f"{folder}/{name}.jsonl"
-        super().__init__(Path(self.path))
-
-    def write(self, data: bytes) -> None:
-        self.append(data)
-
-    def pending(self) -> list[tuple[str, bytes]]:
-        return []
-
-    def flush(self, pending: list[tuple[str, bytes]]) -> None:
-        self.sync()
-
-
-class _RemotePart:
-    """Objects cannot be appended to: the current one is written again, whole, at each flush, and a new one is begun
-    when it has `REMOTE_PART_BYTES`. What could not be written is kept for the next flush, which waits no longer for a
-    server that has been away for as long as one waits."""
-
-    def __init__(self, fs: fsspec.AbstractFileSystem, folder: str, name: str) -> None:
-        self._fs, self._folder, self._name = fs, folder, name
-        self._number, self._data = 0, bytearray()
-        self._full: list[tuple[str, bytes]] = []
-        """Parts that are not written to any more, and not stored yet."""
-        self._is_away = False
-
-    @property
-    def path(self) -> str:
-        return f"{self._folder}/{self._name}-{self._number:04d}.jsonl"
-
-    def write(self, data: bytes) -> None:
-        self._data += data
-
-    def pending(self) -> list[tuple[str, bytes]]:
-        current = (self.path, bytes(self._data))
-        if len(self._data) >= REMOTE_PART_BYTES:
-            self._full.append(current)
-            self._number += 1
-            self._data = bytearray()
-            return list(self._full)
-        return [*self._full, current]
-
-    def flush(self, pending: list[tuple[str, bytes]]) -> None:
-        patient, self._is_away = not self._is_away, True
-        for path, data in pending:
-            _put(self._fs, False, path, data, patient)
-        self._is_away = False
-        self._full = [part for part in self._full if part not in pending]
-
-    def close(self) -> None:
-        """All is written by `flush`."""
-
-
-# -- files --------------------------------------------------------------------------------------------------------
-
-
-def _filesystem(place: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of a folder or URL, and the path in it. Raises `StoreError` for an unknown or absent one."""
-    try:
-        fs, path = fsspec.url_to_fs(str(place))
-    except (ImportError, ValueError) as error:
-        raise StoreError(f"the sample store {place} cannot be reached: {error}") from error
-    return fs, str(path).rstrip("/")
-
-
-def _remotely(call: Callable[..., T], *arguments: Any, patient: bool = True, **named: Any) -> T:
-    """A call of a file system that is not this machine's. Raises `OSError`, if need be only after it was tried again
-    for a while, also for what a client library raises of its own."""
-    try:
-        return patiently(call, *arguments, **named) if patient else call(*arguments, **named)
-    except OSError:
-        raise
-    except Exception as error:  # a server that is away is an error of the client library's own, as botocore's
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-def _put(fs: fsspec.AbstractFileSystem, is_local: bool, path: str, data: bytes, patient: bool = True) -> None:
-    """Write a file whole or not at all."""
-    if not is_local:
-        _remotely(fs.pipe_file, path, data, patient=patient)
-        return
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, data)
+            return b"".join(line for line in stream if is_whole(line))

@@ -22,7 +22,9 @@ from qcrd.teacher.batch import mode as batch_module
 from qcrd.teacher.probe import samples_per_request
 from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import build_call, missing_mask, wanted_samples
-from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreWriter
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_format import KEY_TYPE
+from qcrd.teacher.store_writer import StoreWriter
 
 HERE = Path(__file__).parent
 GOLDEN = json.loads((HERE / "store.json").read_text(encoding="utf-8"))

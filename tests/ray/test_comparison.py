@@ -24,7 +24,7 @@ from qcrd.evaluate.llm_judge_prompt import PROMPT, ComparisonResult, JudgedPair,
 from qcrd.records import Explanation, Question, read_rows
 from qcrd.tasks import get_task
 from qcrd.teacher.asking import Stopped
-from qcrd.teacher.cost import worst_case_prompt_tokens
+from qcrd.teacher.tokens import worst_case_prompt_tokens
 from tests.teacher.loopback import Reaction, Server, loopback
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]

@@ -9,16 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from qcrd.pipeline.stages.samples import sample_source
 from ray._private.state import state
 
 from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.pipeline.stages.samples import sample_source
 from qcrd.records import Sample, read_rows
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher import sample as sample_module
 from qcrd.teacher.asking import Stopped
-from qcrd.teacher.cost import worst_case_prompt_tokens
 from qcrd.teacher.sample import sample
+from qcrd.teacher.tokens import worst_case_prompt_tokens
 from tests.teacher.loopback import Server, loopback
 from tests.teacher.loopback_batches import BatchServer, loopback_batches
 

@@ -248,7 +248,7 @@ def test_in_fp32_any_number_of_workers_gives_the_same_first_steps(outcomes: dict
 
 @pytest.mark.e2e
 def test_the_compared_runs_do_all_of_qcrd(outcomes: dict[int, list[Outcome]]):
-    """Else equal traces would show little: half the hinges are active, the discriminator learns, answers become right."""
+    """Else equal traces would show little: half the hinges are active, the discriminator learns, answers are right."""
     rows = outcomes[1][0].traces["long"].rows
     steps = [row for row in rows if "train/loss" in row]
     iterations = [row for row in rows if "eval/accuracy" in row]

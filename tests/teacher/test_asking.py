@@ -19,9 +19,11 @@ from qcrd.teacher import asking
 from qcrd.teacher.asking import Asked, Asker, Leases, Stopped
 from qcrd.teacher.backends.base import Answer, Call, Failure, Reply, Result, TeacherError
 from qcrd.teacher.backends.openai_endpoint import OpenAITeacher
-from qcrd.teacher.cost import Price
 from qcrd.teacher.limits import AttemptReport, Grant, Need, SharedLimits
-from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreWriter, question_key, sample_key
+from qcrd.teacher.prices import Price
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_format import KEY_TYPE, StoreError, question_key, sample_key
+from qcrd.teacher.store_writer import StoreWriter
 from tests.teacher.loopback import (
     BREAK,
     CUT,

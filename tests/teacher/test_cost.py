@@ -19,12 +19,14 @@ from qcrd.config import (
 )
 from qcrd.records import Question
 from qcrd.tasks import svamp
-from qcrd.teacher import cost
+from qcrd.teacher import prices as prices_module
 from qcrd.teacher.backends.table import backend_of
-from qcrd.teacher.cost import CostEstimate, check_budget, cost_rows, estimate_cost, read_price, spent_usd
+from qcrd.teacher.cost import CostEstimate, cost_rows, estimate_cost
+from qcrd.teacher.prices import check_budget, read_price, spent_usd
 from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import Wanted
-from qcrd.teacher.store import KEY_TYPE
+from qcrd.teacher.store_format import KEY_TYPE
+from qcrd.teacher.tokens import prompt_token_counter, worst_case_prompt_tokens
 
 ENTRY: dict[str, Any] = {
     "model": "m", "aliases": ["m-2026-01-02"], "prompt_usd_per_million": 10_000, "completion_usd_per_million": 20_000,
@@ -73,7 +75,7 @@ def test_a_price_goes_by_the_exact_name_or_a_listed_alias(prices: str):
 def test_the_packaged_prices():
     price = read_price(OpenAITeacherConfig(model="gpt-4o-mini-2024-07-18"))
     assert price is not None and price.prompt_usd == pytest.approx(0.15e-6) and price.batch_factor == 0.5
-    for entry in json.loads(cost.PRICES.read_text()):
+    for entry in json.loads(prices_module.PRICES.read_text()):
         known = read_price(OpenAITeacherConfig(model=entry["model"]))
         assert known is not None and known.completion_usd > known.prompt_usd > 0
         assert "https://" in known.source
@@ -136,7 +138,7 @@ def test_what_was_spent(tmp_path: Path, prices: str):
 
 
 def test_without_a_tokenizer_a_token_is_four_bytes_rounded_up():
-    count, measured = cost.prompt_token_counter(OpenAITeacherConfig())
+    count, measured = prompt_token_counter(OpenAITeacherConfig())
     assert not measured
     assert (count(""), count("abcd"), count("abcde"), count("éé"), count("ééé")) == (0, 1, 2, 1, 2)
     assert count.many(["abcd", "abcde"]) == [1, 2]
@@ -145,7 +147,7 @@ def test_without_a_tokenizer_a_token_is_four_bytes_rounded_up():
 def test_a_tokenizer_counts_exactly(shared_data: Path):
     folder = str(shared_data / "t5-tokenizer")
     for config in (OpenAITeacherConfig(tokenizer=folder), VllmTeacherConfig(model=folder)):
-        count, measured = cost.prompt_token_counter(config)
+        count, measured = prompt_token_counter(config)
         assert measured
         assert (count(""), count("Hello world"), count("translate English to German")) == (0, 2, 4)
         assert count.many(["Hello", "Hello world", ""]) == [1, 2, 0] and count.many([]) == []
@@ -153,16 +155,16 @@ def test_a_tokenizer_counts_exactly(shared_data: Path):
 
 def test_an_unknown_tokenizer_is_named(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"^teacher\.tokenizer: '.*nothing' cannot be loaded"):
-        cost.prompt_token_counter(OpenAITeacherConfig(tokenizer=str(tmp_path / "nothing")))
+        prompt_token_counter(OpenAITeacherConfig(tokenizer=str(tmp_path / "nothing")))
 
 
 def test_no_prompt_has_more_tokens_than_the_worst_case(shared_data: Path):
-    assert cost.worst_case_prompt_tokens("") == 16
-    assert cost.worst_case_prompt_tokens("aé") == 19
-    assert cost.worst_case_prompt_tokens("\ud83d") == 19  # half of a surrogate pair
-    count, _ = cost.prompt_token_counter(OpenAITeacherConfig(tokenizer=str(shared_data / "t5-tokenizer")))
+    assert worst_case_prompt_tokens("") == 16
+    assert worst_case_prompt_tokens("aé") == 19
+    assert worst_case_prompt_tokens("\ud83d") == 19  # half of a surrogate pair
+    count, _ = prompt_token_counter(OpenAITeacherConfig(tokenizer=str(shared_data / "t5-tokenizer")))
     for text in ("1234567890" * 9, "( 8.0 - 3.0 )" * 9, "汉字" * 9, svamp.PROMPT.read_text()):
-        assert count(text) <= cost.worst_case_prompt_tokens(text)
+        assert count(text) <= worst_case_prompt_tokens(text)
 
 
 # -- the estimate -------------------------------------------------------------------------------------------------
@@ -214,7 +216,7 @@ def test_nothing_missing_costs_nothing(tmp_path: Path, prices: str):
 def test_a_tokenizer_counts_the_prompts(tmp_path: Path, shared_data: Path):
     """Counting what is shared once gives the count of the whole prompt, but for one token at the join."""
     config = teacher(tmp_path, tokenizer=str(shared_data / "t5-tokenizer"), prompt=None)
-    count, _ = cost.prompt_token_counter(config)
+    count, _ = prompt_token_counter(config)
     whole = [count(svamp.format_prompt(svamp.PROMPT.read_text(), question.text)) for question in QUESTIONS]
     found = estimate(config)
     assert found.measured and abs(found.ways[0].prompt_tokens - (3 * whole[0] + 2 * whole[1])) <= 5

@@ -13,11 +13,12 @@ from qcrd.config import ExperimentConfig
 from qcrd.records import Question, RowWriter, Sample, Score, iter_rows, read_rows, write_rows
 from qcrd.tasks import get_task
 from qcrd.teacher.backends.base import Failure, Reply, Result
-from qcrd.teacher.cost import Price
 from qcrd.teacher.freeze import freeze, spent_before
+from qcrd.teacher.prices import Price
 from qcrd.teacher.prompts import task_prompts
 from qcrd.teacher.requests import Wanted, wanted_samples
-from qcrd.teacher.store import SampleStore, StoreIndex, StoreWriter
+from qcrd.teacher.store import SampleStore, StoreIndex
+from qcrd.teacher.store_writer import StoreWriter
 
 PRICE = Price(0.01, 0.02, 0.5, "2026-01-01", "a test")
 QUESTIONS = [

@@ -15,11 +15,12 @@ from qcrd.tasks import get_task
 from qcrd.teacher import asking
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.backends.base import Failure, Reply, Result
-from qcrd.teacher.cost import Price, worst_case_prompt_tokens
+from qcrd.teacher.prices import Price
 from qcrd.teacher.probe import MEMORY, probe, remember, samples_per_request
 from qcrd.teacher.prompts import Prompts, task_prompts
 from qcrd.teacher.requests import Wanted, missing_mask, wanted_samples
 from qcrd.teacher.store import SampleStore
+from qcrd.teacher.tokens import worst_case_prompt_tokens
 from tests.teacher.loopback import BREAK, Behaviour, Reaction, Server, answer, error, loopback
 
 TASK = get_task("svamp")

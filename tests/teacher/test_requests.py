@@ -23,7 +23,8 @@ from qcrd.teacher.requests import (
     store_place,
     wanted_samples,
 )
-from qcrd.teacher.store import SampleStore, StoreIndex, StoreWriter
+from qcrd.teacher.store import SampleStore, StoreIndex
+from qcrd.teacher.store_writer import StoreWriter
 
 SVAMP = get_task("svamp")
 QUESTIONS = [

@@ -9,19 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from qcrd.pipeline.stages.samples import sample_source
 from ray.exceptions import ActorDiedError
 
 from qcrd.config import ExperimentConfig, OpenAITeacherConfig
+from qcrd.pipeline.stages.samples import sample_source
 from qcrd.records import Sample, read_rows
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.asking import Stopped
 from qcrd.teacher.backends.base import Failure, Reply
-from qcrd.teacher.cost import read_price
 from qcrd.teacher.limits import GaveUp, Need, Outcome
+from qcrd.teacher.prices import read_price
 from qcrd.teacher.requests import wanted_samples
 from qcrd.teacher.sample import LimitsActor, Sampling, sample
-from qcrd.teacher.store import SampleStore, StoreWriter
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_writer import StoreWriter
 from tests.teacher.loopback import BREAK, Reaction, loopback
 from tests.teacher.loopback_batches import BatchServer, completion, loopback_batches
 

@@ -21,9 +21,11 @@ import numpy as np
 import pytest
 
 from qcrd.storage import bucket as storage_module
-from qcrd.teacher import store as store_module
+from qcrd.teacher import store_writer as store_writer_module
 from qcrd.teacher.backends.base import Failure, Reply, Result
-from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreError, StoreIndex, StoreWriter, question_key, sample_key
+from qcrd.teacher.store import SampleStore, StoreIndex
+from qcrd.teacher.store_format import KEY_TYPE, StoreError, encode_line, question_key, sample_key
+from qcrd.teacher.store_writer import StoreWriter
 from tests.s3 import S3, s3_server
 
 KEYS = [sample_key(question_key("test", "1 + 1?"), index) for index in range(20)]
@@ -138,7 +140,7 @@ def test_a_store_that_does_not_exist_is_empty(place: str):
 
 
 def test_of_two_replies_with_one_key_the_smaller_digest_wins_whatever_the_order(tmp_path: Path):
-    lines = {text: store_module._line(KEYS[0], Reply(text)) for text in "abc"}
+    lines = {text: encode_line(KEYS[0], Reply(text)) for text in "abc"}
     smallest = min(lines, key=lambda text: lines[text][-67:-3])
     for order in ("abc", "acb", "bac", "bca", "cab", "cba"):
         folder = tmp_path / order
@@ -215,8 +217,8 @@ def test_a_growing_remote_part_is_read_again_by_the_same_store(memory: str):
 
 
 def test_a_remote_part_that_is_full_is_followed_by_another(memory: str, monkeypatch: pytest.MonkeyPatch):
-    line = len(store_module._line(KEYS[0], Reply("text 0")))
-    monkeypatch.setattr(store_module, "REMOTE_PART_BYTES", 2 * line + 1)
+    line = len(encode_line(KEYS[0], Reply("text 0")))
+    monkeypatch.setattr(store_writer_module, "REMOTE_PART_BYTES", 2 * line + 1)
     with StoreWriter(memory, 60) as writer:
         for number in range(8):
             writer.write([(KEYS[number], Reply(f"text {number}"))])
@@ -308,7 +310,7 @@ def test_without_set_aside_nothing_is_written(tmp_path: Path, caplog: pytest.Log
 def _hold_a_torn_part(place: str, ready: Any, go: Any) -> None:
     writer = StoreWriter(place, 60)
     writer.write([(KEYS[0], Reply("zero"))])
-    line = store_module._line(KEYS[1], Reply("one"))
+    line = encode_line(KEYS[1], Reply("one"))
     with Path(writer._sink.path).open("ab") as stream:  # half a line, as a reader may find it
         stream.write(line[:50])
         stream.flush()
@@ -357,7 +359,7 @@ def test_a_full_disk_is_an_error_that_names_the_part_and_spoils_nothing(tmp_path
     writer.write([(KEYS[0], Reply("zero"))])
     writer.flush()
     sink = writer._sink
-    assert isinstance(sink, store_module._LocalPart)
+    assert isinstance(sink, store_writer_module._LocalPart)
     full = os.open("/dev/full", os.O_WRONLY)
     os.dup2(full, sink._file)
     os.close(full)
@@ -367,7 +369,7 @@ def test_a_full_disk_is_an_error_that_names_the_part_and_spoils_nothing(tmp_path
         assert writer._sink.path in str(error.value)
     writer.close()
     assert read(tmp_path, *KEYS[:3]) == [Reply("zero"), None, None]
-    assert lines_of(Path(writer._sink.path).read_bytes()) == [store_module._line(KEYS[0], Reply("zero"))]
+    assert lines_of(Path(writer._sink.path).read_bytes()) == [encode_line(KEYS[0], Reply("zero"))]
 
 
 def _write_up_to_a_limit(place: str) -> None:
@@ -397,7 +399,7 @@ def test_what_did_not_fit_is_not_left_torn(tmp_path: Path):
 def test_what_the_background_met_is_told(tmp_path: Path):
     writer = StoreWriter(tmp_path, 0.01)
     sink = writer._sink
-    assert isinstance(sink, store_module._LocalPart)
+    assert isinstance(sink, store_writer_module._LocalPart)
     reading, writing = os.pipe()  # a pipe cannot be made durable: fsync fails
     os.dup2(writing, sink._file)
     writer.write([(KEYS[0], Reply("zero"))])

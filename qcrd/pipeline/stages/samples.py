@@ -26,7 +26,8 @@ from qcrd.teacher.requests import (
     wanted_samples,
 )
 from qcrd.teacher.sample import sample
-from qcrd.teacher.store import SampleStore, StoreError
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_format import StoreError
 
 
 def sample_source(config: ExperimentConfig) -> SampleSource:

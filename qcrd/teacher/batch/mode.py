@@ -33,7 +33,9 @@ from qcrd.config import OpenAITeacherConfig
 from qcrd.teacher.backends.base import Call, Failure, Result, TeacherError
 from qcrd.teacher.batch.endpoint import BatchEndpoint, errors_of, queue_was_full, request_counts
 from qcrd.teacher.batch.files import InputFile, input_files, read_result
-from qcrd.teacher.store import SampleStore, StoreError, StoreWriter
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_format import StoreError
+from qcrd.teacher.store_writer import StoreWriter
 
 logger = logging.getLogger(__name__)
 

@@ -127,7 +127,8 @@ class World:
 
     def _discriminator(self, folder: Path) -> None:
         row: dict[str, float] = {
-            "step": 100, "discriminator/loss": -0.7, "discriminator/mean_positive": 0.93, "discriminator/mean_negative": 0.08,
+            "step": 100, "discriminator/loss": -0.7, "discriminator/mean_positive": 0.93,
+            "discriminator/mean_negative": 0.08,
             "discriminator/auroc_augmented": 0.991,
         }  # fmt: skip
         if self.auroc is not None:

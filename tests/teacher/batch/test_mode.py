@@ -17,7 +17,9 @@ import pytest
 from qcrd.config import ConfigError, OpenAITeacherConfig
 from qcrd.teacher.backends.base import Call, Failure, Reply, Result, TeacherError
 from qcrd.teacher.batch.mode import BatchSummary, resume_batches, run_batches
-from qcrd.teacher.store import KEY_TYPE, SampleStore, StoreWriter, question_key, sample_key
+from qcrd.teacher.store import SampleStore
+from qcrd.teacher.store_format import KEY_TYPE, question_key, sample_key
+from qcrd.teacher.store_writer import StoreWriter
 from tests.teacher.loopback_batches import BatchServer, completion, loopback_batches
 
 STOP = ["\nQ:"]
