@@ -14,7 +14,7 @@ from pathlib import Path
 from qcrd.pipeline.stages_of import sample_source
 
 from qcrd.config import ExperimentConfig
-from qcrd.pipeline.run import start_ray
+from qcrd.runtime.session import start_ray
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.sample import sample
 
