@@ -142,7 +142,7 @@ def sweep(
 def _running() -> Iterator[Display]:
     """The display of a long command, and what ends it early as one line and an exit code."""
     from qcrd.console import Display
-    from qcrd.distill.train import StageFailed
+    from qcrd.runtime.remote import StageFailed
     from qcrd.teacher.asking import Stopped
 
     with Display() as display, insistent_interrupts():

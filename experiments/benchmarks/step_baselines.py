@@ -19,9 +19,9 @@ from torch.nn.functional import cross_entropy
 from transformers import DataCollatorForSeq2Seq, PreTrainedModel, PreTrainedTokenizerBase
 
 from qcrd.config import LossConfig
+from qcrd.distill.batch import QuestionBatch
 from qcrd.distill.discriminator import Discriminator
-from qcrd.distill.losses import IGNORED
-from qcrd.distill.step import QuestionBatch
+from qcrd.models.cross_entropy import IGNORED
 
 Ids = Sequence[int]
 

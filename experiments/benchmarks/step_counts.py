@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qcrd.config import ScratchSizes
-from qcrd.distill.step import QuestionBatch
+from qcrd.distill.batch import QuestionBatch
 
 Ids = Sequence[int]
 FORWARD, WITH_GRADIENT = 1, 3

@@ -25,19 +25,12 @@ from qcrd.config import (
     ScratchStudentConfig,
     StudentSettings,
 )
+from qcrd.distill.batch import QuestionBatch
 from qcrd.distill.discriminator import Discriminator, build_discriminator
 from qcrd.distill.negatives import Negative
-from qcrd.distill.step import QuestionBatch
 from qcrd.models.generation import generate
-from qcrd.models.student import (
-    Student,
-    build_student,
-    encode_inputs,
-    encode_targets,
-    eos_of,
-    load_tokenizer,
-    train_tokenizer,
-)
+from qcrd.models.student import Student, build_student
+from qcrd.models.tokenizer import encode_inputs, encode_targets, eos_of, load_tokenizer, train_tokenizer
 from qcrd.records import Example, Question
 from qcrd.runtime.devices import set_up_cuda
 from qcrd.seeding import generator, stable_seed

@@ -37,7 +37,8 @@ from experiments.benchmarks.step_data import (
     with_positives,
 )
 from qcrd.config import LossConfig, NegativesConfig
-from qcrd.distill.step import QuestionBatch, step_loss
+from qcrd.distill.batch import QuestionBatch
+from qcrd.distill.methods import METHODS
 from qcrd.models.optimizer import FlatAdamW
 from qcrd.runtime.workers import Workers
 
@@ -122,7 +123,7 @@ def _run_memory(work: Work, setting: Setting) -> None:
 
         def step(batch: QuestionBatch) -> None:
             optimizer.zero_grad()
-            step_loss(student, batch, method, ALL_ACTIVE)[0].backward()
+            METHODS[method].step(student, batch, ALL_ACTIVE)[0].backward()
             optimizer.step(LEARNING_RATE)
 
     gc.collect()
@@ -177,7 +178,7 @@ def _run_worker(work: Work, setting: Setting) -> None:
         started = time.perf_counter()
         optimizer.zero_grad()
         part = batch.part(workers.rank * share, (workers.rank + 1) * share)
-        step_loss(student, part, "qcrd", ALL_ACTIVE)[0].backward()
+        METHODS["qcrd"].step(student, part, ALL_ACTIVE)[0].backward()
         workers.sum_(optimizer.gradient)
         float(optimizer.step(LEARNING_RATE))
         times.append(time.perf_counter() - started)

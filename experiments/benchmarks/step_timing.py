@@ -37,9 +37,10 @@ from qcrd.config import (
     LossConfig,
     PretrainedDiscriminatorConfig,
 )
+from qcrd.distill.batch import QuestionBatch
 from qcrd.distill.discriminator import Discriminator, QuestionRationales, discriminator_optimizer, optimizer_step
+from qcrd.distill.methods import METHODS
 from qcrd.distill.negatives import Negative
-from qcrd.distill.step import QuestionBatch, step_loss
 from qcrd.models.optimizer import FlatAdamW
 from qcrd.models.student import Student
 from qcrd.records import Example
@@ -224,7 +225,7 @@ def our_step(bench: Bench, row: int, method: str, config: LossConfig) -> dict[st
     deterministic(bench, True)
     torch.manual_seed(row)
     bench.optimizer.zero_grad()
-    loss, metrics = step_loss(bench.student, bench.batches[row], method, config)
+    loss, metrics = METHODS[method].step(bench.student, bench.batches[row], config)
     loss.backward()
     bench.optimizer.step(LEARNING_RATE)
     return metrics

@@ -35,8 +35,9 @@ from qcrd.config import (
 )
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.pipeline.run import Options, run, start_ray, stop_ray
+from qcrd.pipeline.run import Options, run
 from qcrd.report.sweep.data import SweepResults
+from qcrd.runtime.session import start_ray, stop_ray
 from qcrd.sweeps.record import SweepRecord
 from qcrd.sweeps.run import run_sweep
 

@@ -15,14 +15,14 @@ import torch
 from ray.exceptions import RayTaskError
 from safetensors.torch import load
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import ExperimentConfig, ResourcesConfig
 from qcrd.distill.checkpoint import snapshot_name
 from qcrd.distill.data import load_training_data
-from qcrd.distill.discriminator import set_weights
-from qcrd.distill.loop import schedule_of
 from qcrd.distill.negatives import NegativeMaker
+from qcrd.distill.schedule import schedule_of
 from qcrd.models.generation import Generated
 from qcrd.models.student import build_student
+from qcrd.models.weights import set_weights
 from qcrd.runtime.devices import set_up_cuda
 from qcrd.storage.output import Storage
 
@@ -30,9 +30,9 @@ SNAPSHOT_SECONDS = 600.0
 """How long an actor waits for a snapshot that the trainer is still writing."""
 
 
-def negatives_gpus(config: ExperimentConfig) -> float:
+def negatives_gpus(resources: ResourcesConfig) -> float:
     """The GPU share of each actor, where training has GPUs."""
-    share = config.resources.negatives_gpus
+    share = resources.negatives_gpus
     return 1.0 if share is None else share
 
 
@@ -40,17 +40,18 @@ class NegativesActor:
     """One maker of negatives, in a process of its own: actor number `rank` of `count` takes every count-th batch."""
 
     def __init__(
-        self, config: dict[str, Any], inputs: Mapping[str, str], training: str, device: str, threads: int, rank: int,
-        count: int,
+        self, config: dict[str, Any], storage: Storage, inputs: Mapping[str, str], training: str, device: str,
+        threads: int, rank: int, count: int,
     ) -> None:  # fmt: skip
         settings = ExperimentConfig.model_validate(config)
         torch.set_num_threads(threads)
         if device == "cuda":
             set_up_cuda(settings.resources.deterministic)
-        self._storage, self._training, self._rank, self._count = Storage.of(settings.output), training, rank, count
-        data = load_training_data(settings, self._storage.fetch_all(inputs))
+        self._storage, self._training, self._rank, self._count = storage, training, rank, count
+        data = load_training_data(storage.fetch_all(inputs))
         self._maker = NegativeMaker(
-            settings, data, schedule_of(settings, len(data.examples)), self._load_snapshot,
+            settings.negatives, settings.seed, data, schedule_of(settings.train, settings.seed, len(data.examples)),
+            storage, self._load_snapshot,
             lambda: build_student(settings.student, data.tokenizer, settings.seed, torch.device(device)),
         )  # fmt: skip
 
@@ -71,22 +72,22 @@ class AsyncNegatives:
     """The trainer's end: asks the actors for iterations and takes what they wrote."""
 
     def __init__(
-        self, config: ExperimentConfig, inputs: Mapping[str, str], training: str, device: torch.device,
-        on_wait: Callable[[int, float], None],
+        self, config: ExperimentConfig, storage: Storage, inputs: Mapping[str, str], training: str,
+        device: torch.device, on_wait: Callable[[int, float], None],
     ) -> None:  # fmt: skip
-        """`inputs`, `training`: names of the stages' folders and of the training's, inside the output.
+        """`inputs`, `training`: names of the stages' folders and of the training's, inside the output `storage`.
 
         `on_wait` is told for how many seconds an iteration's negatives were late.
         """
         resources = config.resources
         kind: Any = ray.remote(NegativesActor).options(  # pyright: ignore[reportFunctionMemberAccess]
-            num_cpus=resources.negatives_cpus, num_gpus=negatives_gpus(config) if device.type == "cuda" else 0,
+            num_cpus=resources.negatives_cpus, num_gpus=negatives_gpus(resources) if device.type == "cuda" else 0,
             max_restarts=-1, max_task_retries=-1, scheduling_strategy="DEFAULT",
         )  # fmt: skip
         self._on_wait = on_wait
         self._actors = [
             kind.remote(
-                config.model_dump(), dict(inputs), training, device.type, torch.get_num_threads(), rank,
+                config.model_dump(), storage, dict(inputs), training, device.type, torch.get_num_threads(), rank,
                 resources.negatives_actors,
             )
             for rank in range(resources.negatives_actors)

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from qcrd.models.weights import copies_of, is_whole
 from qcrd.storage.atomic import discard, remove_left_overs, sync, whole_or_absent
 from qcrd.storage.fingerprints import canonical_json, digest_of
 from qcrd.storage.json_lines import read_json_lines
@@ -180,8 +180,8 @@ class CheckpointStore:
     def save_initial(self, student: Mapping[str, torch.Tensor]) -> None:
         """Write snapshot 0 unless it is there."""
         self.wait()
-        if not _is_whole(self.snapshot_path(0)):
-            self._write_snapshot(0, _copies(student))
+        if not is_whole(self.snapshot_path(0)):
+            self._write_snapshot(0, copies_of(student))
 
     def forget_after(self, iteration: int) -> None:
         """Delete later snapshots, which a killed run left without a checkpoint: they are about to be made again."""
@@ -199,8 +199,8 @@ class CheckpointStore:
         iteration has the same content, by determinism, and stays; a snapshot that has no checkpoint yet is replaced.
         """
         self.wait()
-        weights = _copies(student)
-        tensors = {group: _copies(some) for group, some in checkpoint.tensors.items()}
+        weights = copies_of(student)
+        tensors = {group: copies_of(some) for group, some in checkpoint.tensors.items()}
         held = Checkpoint(replace(checkpoint.progress), [dict(row) for row in checkpoint.rows], tensors)
         self._snapshot_written.clear()
         self._saving = iteration
@@ -288,23 +288,6 @@ class CheckpointStore:
             self.storage.unpublish(f"{self.name}/snapshots/{path.name}")
         for kind in KINDS:
             remove_left_overs(self.folder / kind)
-
-
-def _copies(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Each in CPU memory of its own: the caller goes on changing them, and views of one tensor can't be written."""
-    return {
-        name: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-        for name, tensor in tensors.items()
-    }
-
-
-def _is_whole(path: Path) -> bool:
-    """Whether a safetensors file is there and as long as its header says."""
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (FileNotFoundError, SafetensorError):
-        return False
 
 
 def _leaves(value: Any, prefix: str = "") -> dict[str, str]:

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from qcrd.config import ExperimentConfig
-from qcrd.models.student import load_tokenizer
+from qcrd.models.tokenizer import load_tokenizer
 from qcrd.records import Example, Question, read_rows
 
 
@@ -23,13 +22,16 @@ class TrainingData:
     discriminator_folder: Path | None
 
 
-def load_training_data(config: ExperimentConfig, inputs: Mapping[str, Path]) -> TrainingData:
-    """Read the folders of the stages `questions`, `training_set` and, where there is one, `discriminator`."""
+def load_training_data(inputs: Mapping[str, Path], validation_limit: int | None = None) -> TrainingData:
+    """Read the folders of the stages `questions`, `training_set` and, where there is one, `discriminator`.
+
+    Of the validation questions the first `validation_limit`; None: all.
+    """
     questions = read_rows(inputs["questions"] / "questions.parquet", Question)
     validation = [question for question in questions if question.split == "validation"]
     return TrainingData(
         examples=read_rows(inputs["training_set"] / "examples.parquet", Example),
-        validation=validation[: config.evaluation.validation_limit],
+        validation=validation[:validation_limit],
         tokenizer=load_tokenizer(str(inputs["training_set"] / "tokenizer")),
         discriminator_folder=inputs["discriminator"] / "discriminator" if "discriminator" in inputs else None,
     )

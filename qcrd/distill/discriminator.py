@@ -30,7 +30,9 @@ from qcrd.distill.losses import discriminator_loss
 from qcrd.models.batching import Ids, length_sorted_batches, padded_inputs
 from qcrd.models.optimizer import FlatAdamW
 from qcrd.models.packed_t5 import encode
-from qcrd.models.student import eos_of, load_tokenizer, t5_config, train_tokenizer, with_separator
+from qcrd.models.student import t5_config
+from qcrd.models.tokenizer import eos_of, load_tokenizer, train_tokenizer, with_separator
+from qcrd.models.weights import set_weights, weights_of
 from qcrd.runtime.workers import Workers
 from qcrd.seeding import stable_seed
 
@@ -222,24 +224,3 @@ def load_discriminator(folder: Path, device: torch.device, dtype: torch.dtype = 
     discriminator = Discriminator(encoder, load_tokenizer(str(folder)), **sizes)
     set_weights(discriminator, load_file(folder / "discriminator.safetensors"))
     return discriminator.to(device=device, dtype=dtype)
-
-
-def weights_of(module: nn.Module) -> dict[str, torch.Tensor]:
-    """A module's weights, each stored once, on the CPU: tied names are left out."""
-    weights, seen = {}, set()
-    for name, tensor in module.state_dict().items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
-            weights[name] = tensor.detach().cpu().contiguous()
-    return weights
-
-
-def set_weights(module: nn.Module, weights: dict[str, torch.Tensor]) -> None:
-    """Load what `weights_of` gave. Raises `ValueError` for names that the module does not have or that are missing."""
-    state = module.state_dict()
-    unknown = sorted(set(weights) - set(state))
-    given = {state[name].data_ptr() for name in weights if name in state}
-    missing = sorted(name for name, tensor in state.items() if tensor.data_ptr() not in given)
-    if unknown or missing:
-        raise ValueError(f"weights do not fit the model: unknown {unknown[:3]}, missing {missing[:3]}")
-    module.load_state_dict(weights, strict=False)

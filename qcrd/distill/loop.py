@@ -16,33 +16,27 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch.nn.functional import pad
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.batch import SELECTED, Metrics, QuestionBatch
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress
 from qcrd.distill.data import TrainingData
-from qcrd.distill.discriminator import (
-    QuestionRationales,
-    discriminator_optimizer,
-    load_discriminator,
-    set_weights,
-    weights_of,
-)
-from qcrd.distill.discriminator_training import update_online
-from qcrd.distill.labels import greedy_labels
+from qcrd.distill.discriminator import Discriminator, load_discriminator
+from qcrd.distill.labels import Asking, accuracy_of
+from qcrd.distill.methods import get_method, uses_discriminator, uses_student_negatives, uses_teacher_negatives
 from qcrd.distill.negatives import Negative, NegativeMaker, snapshot_for
-from qcrd.distill.schedule import Schedule, iteration_length
-from qcrd.distill.step import SELECTED, Metrics, QuestionBatch, step_loss
+from qcrd.distill.online import OnlineDiscriminator, Quality, quality_without_discriminator
+from qcrd.distill.schedule import schedule_of
+from qcrd.distill.window import entropy, rows_of_window
 from qcrd.models.generation import Generated
 from qcrd.models.optimizer import FlatAdamW
-from qcrd.models.student import Student, build_student
+from qcrd.models.student import build_student
+from qcrd.models.weights import set_weights, weights_of
+from qcrd.runtime.events import Event
 from qcrd.runtime.workers import Workers
 from qcrd.seeding import generator, stable_seed
 from qcrd.storage.atomic import write_atomically
 from qcrd.tasks.base import Task
-
-Event = dict[str, Any]
-Quality = dict[int, tuple[list[float], list[float]]]
 
 
 class NegativesElsewhere(Protocol):
@@ -55,13 +49,6 @@ class NegativesElsewhere(Protocol):
     def take(self, iteration: int) -> list[list[Generated]]:
         """All batches of an iteration; waits until they are there."""
         ...
-
-
-def schedule_of(config: ExperimentConfig, num_examples: int) -> Schedule:
-    """The order of a run's examples, which depends on its settings alone."""
-    train = config.train
-    length = iteration_length(train.iteration_steps, num_examples, train.global_batch_size)
-    return Schedule(num_examples, train.global_batch_size, train.steps, length, config.seed)
 
 
 class Training:
@@ -80,26 +67,39 @@ class Training:
     ) -> None:
         """`elsewhere`: for `negatives.placement` async, of the first worker."""
         self.config, self.data, self.task, self.store = config, data, task, store
+        self.method = get_method(config.method)
         self.workers = workers or Workers()
         self.emit = emit if self.workers.rank == 0 else lambda event: None
-        self.schedule = schedule_of(config, len(data.examples))
+        self.schedule = schedule_of(config.train, config.seed, len(data.examples))
         self.student = build_student(config.student, data.tokenizer, config.seed, device)
+        self.asking = Asking(config.student, config.evaluation.batch_size, self.method.answer_phrase)
         self.maker = None
-        if config.uses_student_negatives():
-            self.maker = NegativeMaker(config, data, self.schedule, self._load_snapshot, self.student.twin)
+        if uses_student_negatives(config.method, config.negatives):
+            self.maker = NegativeMaker(
+                config.negatives, config.seed, data, self.schedule, store.storage, self._load_snapshot,
+                self.student.twin,
+            )  # fmt: skip
         self.elsewhere = elsewhere
         self.optimizer = FlatAdamW(
             self.student.model, config.train.learning_rate, config.train.weight_decay, config.train.max_grad_norm
         )
-        self.discriminator = None
-        self.discriminator_optimizer = None
-        if config.uses_discriminator() and data.discriminator_folder is not None:
+        self.online = None
+        if uses_discriminator(config.method, config.discriminator) and data.discriminator_folder is not None:
             dtype = torch.float64 if config.student.dtype == "float64" else torch.float32
-            self.discriminator = load_discriminator(data.discriminator_folder, device, dtype)
-            self.discriminator_optimizer = discriminator_optimizer(self.discriminator, config.discriminator)
+            self.online = OnlineDiscriminator(
+                load_discriminator(data.discriminator_folder, device, dtype), config.discriminator, config.loss,
+                config.seed, data.examples, self.workers,
+            )  # fmt: skip
         self.progress = Progress()
         self.rows: list[dict[str, Any]] = []
-        self._positive_quality: dict[int, list[float]] = {}
+
+    @property
+    def discriminator(self) -> Discriminator | None:
+        return None if self.online is None else self.online.discriminator
+
+    @property
+    def discriminator_optimizer(self) -> FlatAdamW | None:
+        return None if self.online is None else self.online.optimizer
 
     # -- the run ------------------------------------------------------------------------------------------------
 
@@ -132,9 +132,9 @@ class Training:
         checkpoint = self.store.read(newest)
         set_weights(self.student.model, self.store.snapshot(newest))
         self.optimizer.load_state(checkpoint.tensors["optimizer"])
-        if self.discriminator is not None and self.discriminator_optimizer is not None:
-            set_weights(self.discriminator, checkpoint.tensors["discriminator"])
-            self.discriminator_optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
+        if self.online is not None:
+            set_weights(self.online.discriminator, checkpoint.tensors["discriminator"])
+            self.online.optimizer.load_state(checkpoint.tensors["discriminator_optimizer"])
         return checkpoint.progress, checkpoint.rows
 
     def _load_snapshot(self, iteration: int, model: torch.nn.Module) -> None:
@@ -150,12 +150,14 @@ class Training:
         started = time.perf_counter()
         negatives = self._negatives(iteration, visited)
         made = time.perf_counter()
-        quality = self._quality(visited, negatives)
+        quality = self._quality(negatives)
         scored = time.perf_counter()
         summary = self._train_steps(iteration, negatives, quality)
         trained = time.perf_counter()
         summary |= self._negative_metrics(visited, negatives)
-        summary |= self._update_discriminator(iteration, visited, negatives)
+        if self.online is not None:
+            fresh = {index: [one.text for one in sampled] for index, sampled in negatives.items()}
+            summary |= self.online.update(iteration, fresh)
         updated = time.perf_counter()
         accuracy = self.validation_accuracy()
         summary["eval/accuracy"] = accuracy
@@ -177,9 +179,9 @@ class Training:
     def _save(self) -> None:
         """Begin to save. Raises `OSError` where the save before failed (a full disk)."""
         tensors = {"optimizer": self.optimizer.state()}
-        if self.discriminator is not None and self.discriminator_optimizer is not None:
-            tensors["discriminator"] = weights_of(self.discriminator)
-            tensors["discriminator_optimizer"] = self.discriminator_optimizer.state()
+        if self.online is not None:
+            tensors["discriminator"] = weights_of(self.online.discriminator)
+            tensors["discriminator_optimizer"] = self.online.optimizer.state()
         checkpoint = Checkpoint(self.progress, self.rows, tensors)
         self.store.save(self.progress.iteration, weights_of(self.student.model), checkpoint)
 
@@ -214,25 +216,15 @@ class Training:
 
         return self.workers.gather(maker.make(iteration, self.workers.share(batches), on_progress))
 
-    def _quality(self, visited: Sequence[int], negatives: dict[int, list[Negative]]) -> Quality:
-        """(s+ of each positive, s- of each negative) of each question: constants until the discriminator's next update."""
-        examples = self.data.examples
-        if self.discriminator is None:
-            return {
-                i: ([1.0] * len(examples[i].positives), [0.0] * len(self._targets(i, negatives[i]))) for i in visited
-            }
-        new = [index for index in visited if index not in self._positive_quality]
-        pairs = [(examples[i].text, text) for i in new for text in examples[i].positive_texts]
-        scores = iter(self.discriminator.score(pairs, workers=self.workers))
-        for index in new:
-            self._positive_quality[index] = [next(scores) for _ in examples[index].positive_texts]
-        texts = {index: self._negative_texts(index, negatives[index]) for index in visited}
-        pairs = [(examples[i].text, text) for i in visited for text in texts[i]]
-        scores = iter(self.discriminator.score(pairs, workers=self.workers))
-        return {i: (self._positive_quality[i], [next(scores) for _ in texts[i]]) for i in visited}
+    def _quality(self, negatives: dict[int, list[Negative]]) -> Quality:
+        """Scores of each visited question's candidates: constants until the discriminator's next update."""
+        texts = {index: self._negative_texts(index, sampled) for index, sampled in negatives.items()}
+        if self.online is None:
+            return quality_without_discriminator(self.data.examples, texts)
+        return self.online.quality(texts)
 
     def _uses_teacher_negatives(self) -> bool:
-        return self.config.negatives.source in ("teacher", "snapshot_and_teacher")
+        return uses_teacher_negatives(self.config.method, self.config.negatives)
 
     def _negative_texts(self, index: int, sampled: Sequence[Negative]) -> list[str]:
         teacher = self.data.examples[index].negative_texts if self._uses_teacher_negatives() else []
@@ -274,7 +266,7 @@ class Training:
             done = step + 1
             if done % self.config.train.log_every == 0 or done == steps.stop:
                 first = done - len(window)
-                rows = self._window_rows(window)
+                rows = rows_of_window(window, self.config.rationales.num_samples, self.student.device, self.workers)
                 for offset, row in enumerate(rows):
                     if not (math.isfinite(row["loss"]) and math.isfinite(row["grad_norm"])):
                         self._stop_at(first + offset, row, self._batch(first + offset, negatives, quality))
@@ -287,7 +279,7 @@ class Training:
                 self.emit({"kind": "metrics", "rows": [{"step": done, **means, "time/step": seconds}]})
                 self._progress(done, f"iteration {iteration}, loss {means['train/loss']:.3f}")
                 window, started = [], time.perf_counter()
-        return {"train/selection_entropy": _entropy(selected)} if selected.total() else {}
+        return {"train/selection_entropy": entropy(selected)} if selected.total() else {}
 
     def _optimizer_step(self, step: int, batch: QuestionBatch) -> Metrics:
         """This worker's part of one step. Returns its contributions to the loss and the metrics, on the device."""
@@ -298,7 +290,7 @@ class Training:
         totals: Metrics = {}
         for start in range(self.workers.rank * share, (self.workers.rank + 1) * share, size):
             part = batch.part(start, start + size)
-            loss, metrics = step_loss(self.student, part, self.config.method, self.config.loss)
+            loss, metrics = self.method.step(self.student, part, self.config.loss)
             loss.backward()
             for name, value in {"loss": loss.detach(), **metrics}.items():
                 totals[name] = totals[name] + value if name in totals else value
@@ -307,24 +299,6 @@ class Training:
         norm = self.optimizer.step(rate)
         shared = {"grad_norm": norm, "learning_rate": torch.tensor(rate, dtype=torch.float64)}
         return totals | {name: value / self.workers.world_size for name, value in shared.items()}
-
-    def _window_rows(self, window: Sequence[Metrics]) -> list[dict[str, Any]]:
-        """The metrics of some steps, summed over workers: the one place where the host waits for the device."""
-        device, most = self.student.device, self.config.rationales.num_samples
-        for metrics in window:
-            if SELECTED in metrics:
-                metrics[SELECTED] = pad(metrics[SELECTED], (0, most - len(metrics[SELECTED])))
-        flat = torch.stack([torch.cat([m[k].to(device).double().reshape(-1) for k in window[0]]) for m in window])
-        self.workers.sum_(flat)
-        sizes = [value.numel() for value in window[0].values()]
-        rows = []
-        for values in flat.tolist():
-            row: dict[str, Any] = {}
-            for name, size in zip(window[0], sizes, strict=True):
-                row[name] = values[:size] if name == SELECTED else values[0]
-                values = values[size:]
-            rows.append(row)
-        return rows
 
     def _stop_at(self, step: int, metrics: dict[str, Any], batch: QuestionBatch) -> None:
         """Keep the batch of a step whose loss or gradient is not finite, and raise `FloatingPointError`."""
@@ -341,52 +315,6 @@ class Training:
     def _progress(self, done: int, info: str) -> None:
         self.emit({"kind": "progress", "done": done, "total": self.config.train.steps, "info": info})
 
-    # -- the discriminator and evaluation -------------------------------------------------------------------------------
-
-    def _update_discriminator(
-        self, iteration: int, visited: Sequence[int], negatives: dict[int, list[Negative]]
-    ) -> dict[str, float]:
-        """Train the discriminator on the questions just visited: teacher positives, teacher negatives, fresh negatives."""
-        config, loss = self.config.discriminator, self.config.loss
-        if self.discriminator is None or self.discriminator_optimizer is None or iteration % config.update_every:
-            return {}
-        questions = [
-            QuestionRationales(
-                e.question_id, e.text, e.positive_texts, e.negative_texts + [n.text for n in negatives[i]]
-            )
-            for i, e in ((i, self.data.examples[i]) for i in visited)
-        ]
-        weight = loss.discriminator_weight * loss.discriminator_decay ** (iteration - 1)
-        names = (self.config.seed, iteration)
-        mean = update_online(
-            self.discriminator, self.discriminator_optimizer, config, questions, weight, names, self.workers
-        )
-        if mean is None:
-            return {}
-        self._positive_quality.clear()
-        return {
-            "discriminator/online_loss": mean,
-            "discriminator/updates": config.update_steps,
-            "discriminator/weight": weight,
-        }
-
     def validation_accuracy(self) -> float:
         """Share of right greedy labels on the validation questions."""
-        return accuracy_of(self.config, self.student, self.data, self.task, self.workers)
-
-
-def accuracy_of(
-    config: ExperimentConfig, student: Student, data: TrainingData, task: Task, workers: Workers | None = None
-) -> float:
-    """Share of right greedy labels on the validation questions of `data`."""
-    if not data.validation:
-        raise ValueError("the task has no validation questions, so no checkpoint can be chosen")
-    labels = greedy_labels(config, student, data.tokenizer, data.validation, workers=workers)
-    right = [task.is_right(label, question) for label, question in zip(labels, data.validation, strict=True)]
-    return sum(right) / len(right)
-
-
-def _entropy(counts: Counter[int]) -> float:
-    """Entropy of a frequency table, in nats."""
-    total = counts.total()
-    return -sum(count / total * math.log(count / total) for count in counts.values() if count)
+        return accuracy_of(self.asking, self.student, self.data, self.task, self.workers)

@@ -1,6 +1,6 @@
 """The losses of QCRD and its rivals as pure functions: tensors in, values out (method.md sections 5 and 9; eqs. 2-7).
 
-Shape suffixes: B sequences, T target tokens, V vocabulary, N questions of the global batch, M positive and K negative
+Shape suffixes: R targets, V vocabulary, N questions of the global batch, M positive and K negative
 rationales a question (padded; `mask` is False on padding). Losses are in nats. Nothing here moves tensors between
 devices, logs, or reads settings.
 """
@@ -10,24 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch.nn.functional import cross_entropy
-
-IGNORED = -100
-"""Target id of padding, which no loss counts."""
-
-
-def token_nll(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of each target token, (B, T), 0 on padding; computed in at least fp32."""
-    if logits_BTV.dtype in (torch.float16, torch.bfloat16):
-        logits_BTV = logits_BTV.float()
-    flat = cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none")
-    return flat.view(targets_BT.shape)
-
-
-def sequence_nll(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
-    """l(r): mean negative log-likelihood per target token of each sequence, (B,). EOS counts, padding does not."""
-    lengths_B = (targets_BT != IGNORED).sum(dim=1)
-    return token_nll(logits_BTV, targets_BT).sum(dim=1) / lengths_B.clamp(min=1)
 
 
 def token_mean_weights(lengths_R: torch.Tensor, num_tokens: int) -> torch.Tensor:

@@ -14,12 +14,13 @@ from functools import cached_property
 
 from torch import nn
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import NegativesConfig
 from qcrd.distill.data import TrainingData
 from qcrd.distill.schedule import Schedule
 from qcrd.models.batching import length_sorted_batches
 from qcrd.models.generation import Generated, generate_batches, in_order
-from qcrd.models.student import Student, eos_of, load_student
+from qcrd.models.student import Student, load_student
+from qcrd.models.tokenizer import eos_of
 from qcrd.records import Example
 from qcrd.seeding import generator
 from qcrd.storage.artifacts import model_folder
@@ -48,22 +49,21 @@ class NegativeMaker:
     """
 
     def __init__(
-        self, config: ExperimentConfig, data: TrainingData, schedule: Schedule,
+        self, settings: NegativesConfig, seed: int, data: TrainingData, schedule: Schedule, storage: Storage,
         load_snapshot: Callable[[int, nn.Module], None], student: Callable[[], Student],
     ) -> None:  # fmt: skip
-        self.config, self.data, self.schedule, self._load_snapshot = config, data, schedule, load_snapshot
-        self._student = student
+        """`storage`: of the output, which may hold the fixed model."""
+        self.settings, self.seed, self.data, self.schedule = settings, seed, data, schedule
+        self._storage, self._load_snapshot, self._student = storage, load_snapshot, student
         self._loaded: int | None = None
 
     @cached_property
     def _sampler(self) -> Student:
         """The model that writes. Raises `ValueError` for a fixed one with another vocabulary."""
-        student, fixed = self._student(), self.config.negatives.fixed
-        if self.config.negatives.source != "fixed":
+        student, fixed = self._student(), self.settings.fixed
+        if self.settings.source != "fixed":
             return student
-        sampler, tokenizer = load_student(
-            model_folder(Storage.of(self.config.output), str(fixed)), self.config.student.dtype, student.device
-        )
+        sampler, tokenizer = load_student(model_folder(self._storage, str(fixed)), student.dtype, student.device)
         if tokenizer.get_vocab() != self.data.tokenizer.get_vocab():
             raise ValueError(f"negatives.fixed: {fixed!r} has another vocabulary")
         return sampler
@@ -73,15 +73,15 @@ class NegativeMaker:
 
     def batches(self, iteration: int) -> list[list[int]]:
         """The generation batches of an iteration: indices of its samples, question by question."""
-        samples = self.config.negatives.num_samples
+        samples = self.settings.num_samples
         lengths = [len(example.explain_ids) for example in self._examples(iteration) for _ in range(samples)]
-        return length_sorted_batches(lengths, self.config.negatives.batch_size)
+        return length_sorted_batches(lengths, self.settings.batch_size)
 
     def make(
         self, iteration: int, batches: Sequence[list[int]], on_progress: Callable[[int], None] | None = None
     ) -> list[list[Generated]]:
         """Write the sequences of some of the iteration's batches. `on_progress` is told how many are done."""
-        settings = self.config.negatives
+        settings = self.settings
         if settings.source != "fixed":
             wanted = snapshot_for(iteration, settings.gap)
             if wanted != self._loaded:
@@ -96,7 +96,7 @@ class NegativeMaker:
             temperature=settings.temperature,
             top_k=settings.top_k,
             stream=lambda row: generator(
-                self.config.seed, "negative", iteration, requests[row][0].question_id, requests[row][1]
+                self.seed, "negative", iteration, requests[row][0].question_id, requests[row][1]
             ),
             on_progress=on_progress,
         )
@@ -111,6 +111,6 @@ class NegativeMaker:
         for position, (one, text) in enumerate(zip(sequences, texts, strict=True)):
             if one.ids and text.strip():
                 target = one.ids if one.truncated else [*one.ids, eos]
-                owner = visited[position // self.config.negatives.num_samples]
+                owner = visited[position // self.settings.num_samples]
                 negatives[owner].append(Negative(target, text.strip(), one.truncated))
         return negatives

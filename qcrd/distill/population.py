@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from qcrd.config import ExperimentConfig, with_overrides
-from qcrd.distill.loop import Event
 from qcrd.distill.results import RESULTS
+from qcrd.runtime.events import Event
 from qcrd.storage.atomic import discard, remove_left_overs, whole_or_absent, write_atomically
 from qcrd.sweeps.seeds import SeedJob, train_seeds
 

@@ -8,13 +8,15 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ExperimentConfig
+from transformers import PreTrainedTokenizerBase
+
+from qcrd.config import StudentSettings
 from qcrd.distill.checkpoint import clear
-from qcrd.distill.data import TrainingData
-from qcrd.distill.discriminator import save_discriminator, set_weights
+from qcrd.distill.discriminator import save_discriminator
 from qcrd.distill.loop import Training
 from qcrd.models.student import Student
-from qcrd.rationales.single_task import PHRASE, max_answer_tokens
+from qcrd.models.weights import set_weights
+from qcrd.rationales.single_task import max_answer_tokens
 from qcrd.storage.atomic import whole_or_absent
 from qcrd.storage.json_lines import parse_json_lines
 from qcrd.storage.output import Storage
@@ -58,7 +60,13 @@ def write_results(training: Training, folder: Path) -> None:
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training.rows))
     for name, iteration in (("initial", 0), ("best", progress.best_iteration), ("last", progress.iteration)):
         set_weights(training.student.model, training.store.snapshot(iteration))
-        save_student(training.config, training.student, training.data, folder / name)
+        save_student(
+            training.student,
+            training.data.tokenizer,
+            training.config.student,
+            training.method.answer_phrase,
+            folder / name,
+        )
     if training.discriminator is not None:
         save_discriminator(training.discriminator, folder / "discriminator")
     summary = {
@@ -72,16 +80,18 @@ def write_results(training: Training, folder: Path) -> None:
     (folder / TIMES).write_text(json.dumps({"seconds": progress.seconds}) + "\n")
 
 
-def save_student(config: ExperimentConfig, student: Student, data: TrainingData, folder: Path) -> None:
+def save_student(
+    student: Student, tokenizer: PreTrainedTokenizerBase, settings: StudentSettings, phrase: str | None, folder: Path
+) -> None:
     """A model folder that transformers loads, with its tokenizer and `qcrd.json`: prefixes, limits, where a label is.
 
     `max_label_tokens` there is the limit of all that is written when a label is asked for; with `answer_phrase` the
     label is what follows its last occurrence.
     """
     student.model.save_pretrained(folder)
-    data.tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     fields = {"prefixes", "max_input_tokens", "max_label_tokens", "max_target_tokens"}
-    settings = config.student.model_dump(include=fields) | {"max_label_tokens": max_answer_tokens(config)}
-    if config.method == "single_task":
-        settings["answer_phrase"] = PHRASE
-    (folder / "qcrd.json").write_text(json.dumps(settings, indent=2) + "\n")
+    kept = settings.model_dump(include=fields) | {"max_label_tokens": max_answer_tokens(settings, phrase)}
+    if phrase is not None:
+        kept["answer_phrase"] = phrase
+    (folder / "qcrd.json").write_text(json.dumps(kept, indent=2) + "\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
+from qcrd.config import TrainConfig
 from qcrd.seeding import generator
 
 
@@ -53,3 +54,9 @@ def iteration_length(iteration_steps: int | str, num_examples: int, global_batch
     if iteration_steps == "epoch":
         return -(-num_examples // global_batch_size)
     return int(iteration_steps)
+
+
+def schedule_of(train: TrainConfig, seed: int, num_examples: int) -> Schedule:
+    """The order of a run's examples, which depends on its settings alone."""
+    length = iteration_length(train.iteration_steps, num_examples, train.global_batch_size)
+    return Schedule(num_examples, train.global_batch_size, train.steps, length, seed)

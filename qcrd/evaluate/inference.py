@@ -18,10 +18,11 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from qcrd.config import ConfigError
-from qcrd.evaluate.metrics import EXPLAINING
+from qcrd.distill.methods import METHODS
 from qcrd.models.generation import generate
-from qcrd.models.student import Student, encode_inputs, load_student
-from qcrd.rationales.single_task import after_phrase
+from qcrd.models.student import Student, load_student
+from qcrd.models.tokenizer import encode_inputs
+from qcrd.rationales.single_task import label_of
 from qcrd.runtime.devices import device_for_inference
 from qcrd.storage.artifacts import MARKER
 from qcrd.storage.atomic import whole_or_absent
@@ -128,8 +129,7 @@ class LoadedStudent:
 def label_in(settings: Mapping[str, Any], text: str) -> str:
     """The label in what a student writes when it is asked for one: all of it, or with `answer_phrase` in `qcrd.json`
     what follows the phrase's last occurrence; empty where the phrase is missing."""
-    phrase = settings.get("answer_phrase")
-    return text.strip() if phrase is None else after_phrase(phrase, text)
+    return label_of(settings.get("answer_phrase"), text)
 
 
 def load(folder: Path) -> LoadedStudent:
@@ -196,6 +196,6 @@ def answer_file(run: str, file: str, output: Path | None, explain: bool) -> None
 def _check_explains(folder: Path) -> None:
     """Raise `ConfigError` where it is known that the student never learnt to explain."""
     marker = folder.parent / MARKER
-    method = json.loads(marker.read_text())["settings"].get("method") if marker.is_file() else None
-    if method is not None and method not in EXPLAINING:
-        raise ConfigError(f"--explain: not allowed with '{folder}': the method {method!r} teaches no rationales")
+    name = json.loads(marker.read_text())["settings"].get("method") if marker.is_file() else None
+    if name in METHODS and not METHODS[name].explains:
+        raise ConfigError(f"--explain: not allowed with '{folder}': the method {name!r} teaches no rationales")

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from qcrd.records import Explanation, Prediction, Question
 from qcrd.tasks.base import Task
 
-EXPLAINING = frozenset({"dss", "mi", "qcrd"})
-"""Methods whose students learn what `explain: ` asks for. From the others nobody wants a rationale."""
-
 
 def accuracy(right: Sequence[bool]) -> tuple[float, float]:
     """Share of right items and its standard error, sqrt(p (1 - p) / n). Raises `ValueError` for no items."""

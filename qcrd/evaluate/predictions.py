@@ -6,21 +6,32 @@ Knows nothing about training, Ray or folders of artifacts.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from qcrd.config import ExperimentConfig
 from qcrd.distill.discriminator import Discriminator
-from qcrd.distill.labels import greedy_labels
+from qcrd.distill.labels import Asking, greedy_labels
 from qcrd.models.generation import generate
-from qcrd.models.student import Student, encode_inputs
+from qcrd.models.student import Student
+from qcrd.models.tokenizer import encode_inputs
 from qcrd.records import Explanation, Prediction, Question
 from qcrd.seeding import generator
 from qcrd.tasks.base import Task
 
 
+@dataclass(frozen=True)
+class Sampling:
+    """How rationales are written. `temperature` 0 is greedy; `seed`: the run's."""
+
+    temperature: float
+    top_k: int
+    max_new_tokens: int
+    seed: int
+
+
 def predict_labels(
-    config: ExperimentConfig,
+    asking: Asking,
     student: Student,
     tokenizer: PreTrainedTokenizerBase,
     task: Task,
@@ -29,7 +40,7 @@ def predict_labels(
     on_progress: Callable[[int], None] | None = None,
 ) -> list[Prediction]:
     """Greedy labels of some questions, in batches sorted by length."""
-    labels = greedy_labels(config, student, tokenizer, questions, on_progress=on_progress)
+    labels = greedy_labels(asking, student, tokenizer, questions, on_progress=on_progress)
     return [
         Prediction(q.id, q.split, checkpoint, label, task.answer_of(label), task.is_right(label, q))
         for q, label in zip(questions, labels, strict=True)
@@ -37,23 +48,23 @@ def predict_labels(
 
 
 def explain(
-    config: ExperimentConfig,
+    asking: Asking,
     student: Student,
     tokenizer: PreTrainedTokenizerBase,
     discriminator: Discriminator | None,
     questions: Sequence[Question],
-    temperature: float,
-    max_new_tokens: int,
+    sampling: Sampling,
 ) -> list[Explanation]:
-    """One rationale for each question at a temperature (0: greedy), scored by the discriminator where there is one."""
+    """One rationale for each question, scored by the discriminator where there is one."""
     if not questions:
         return []
-    texts = [config.student.prefixes.explain + question.text for question in questions]
+    settings, temperature = asking.settings, sampling.temperature
+    texts = [settings.prefixes.explain + question.text for question in questions]
     made = generate(
-        student, encode_inputs(tokenizer, texts, config.student.max_input_tokens),
-        max_new_tokens=max_new_tokens, batch_size=config.evaluation.batch_size,
-        temperature=temperature, top_k=config.negatives.top_k,
-        stream=lambda row: generator(config.seed, "explain", f"{temperature:g}", questions[row].id),
+        student, encode_inputs(tokenizer, texts, settings.max_input_tokens),
+        max_new_tokens=sampling.max_new_tokens, batch_size=asking.batch_size,
+        temperature=temperature, top_k=sampling.top_k,
+        stream=lambda row: generator(sampling.seed, "explain", f"{temperature:g}", questions[row].id),
     )  # fmt: skip
     rationales = [text.strip() for text in tokenizer.batch_decode([one.ids for one in made], skip_special_tokens=True)]
     scores: Sequence[float | None] = [None] * len(questions)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ExperimentConfig
+from transformers import PreTrainedTokenizerBase
+
+from qcrd.config import EvaluationConfig, ExperimentConfig
 from qcrd.distill.discriminator import Discriminator, load_discriminator
-from qcrd.distill.loop import Event
-from qcrd.distill.train import run_remotely, set_up_torch
-from qcrd.evaluate.metrics import EXPLAINING, accuracy, explanation_metrics
-from qcrd.evaluate.predictions import explain, predict_labels
-from qcrd.models.student import load_student
+from qcrd.distill.labels import Asking
+from qcrd.distill.methods import get_method
+from qcrd.evaluate.metrics import accuracy, explanation_metrics
+from qcrd.evaluate.predictions import Sampling, explain, predict_labels
+from qcrd.models.student import Student, load_student
 from qcrd.records import (
     Example,
     Explanation,
@@ -26,8 +27,12 @@ from qcrd.records import (
     read_rows,
     write_rows,
 )
+from qcrd.runtime.devices import set_up_torch
+from qcrd.runtime.events import Event
+from qcrd.runtime.remote import run_remotely
 from qcrd.seeding import generator
-from qcrd.tasks import get_task
+from qcrd.storage.output import Storage
+from qcrd.tasks.base import Task
 
 CHECKPOINTS = ("initial", "best", "last")
 DENSITY_TEMPERATURES = (1.5, 2.0)
@@ -40,12 +45,12 @@ Explain = Callable[[Sequence[Question], float, int], list[Explanation]]
 
 
 def evaluate_students(
-    config: ExperimentConfig, inputs: Mapping[str, Path], out: Path, *, emit: Callable[[Event], None]
+    inputs: Mapping[str, Path], out: Path, config: ExperimentConfig, task: Task, *, emit: Callable[[Event], None]
 ) -> dict[str, Any]:
     """Label predictions of the initial, best and last student; rationales and scores of the best. Returns the metrics,
     and as `scored_split` whose rationales were scored."""
-    device = set_up_torch(config)
-    task = get_task(config.task.name)
+    device, method = set_up_torch(config.resources), get_method(config.method)
+    asking = Asking(config.student, config.evaluation.batch_size, method.answer_phrase)
     questions = read_rows(inputs["questions"] / "questions.parquet", Question)
     test = [q for q in questions if q.split == "test"][: config.evaluation.test_limit]
     validation = [q for q in questions if q.split == "validation"][: config.evaluation.validation_limit]
@@ -65,13 +70,25 @@ def evaluate_students(
         def on_progress(done: int, before: int = before, name: str = name) -> None:
             emit({"kind": "progress", "done": before + done, "total": total, "info": name})
 
-        predictions += predict_labels(config, student, tokenizer, task, asked, name, on_progress)
+        predictions += predict_labels(asking, student, tokenizer, task, asked, name, on_progress)
         if name == "best":
-            told = partial(explain, config, student, tokenizer, discriminator)
-            if config.method in EXPLAINING:
-                explanations = _explanations(config, told, test, _teacher_examples(config, inputs, questions))
+
+            def told(
+                asked: Sequence[Question], temperature: float, max_new_tokens: int, student: Student = student,
+                tokenizer: PreTrainedTokenizerBase = tokenizer,
+            ) -> list[Explanation]:  # fmt: skip
+                sampling = Sampling(temperature, config.negatives.top_k, max_new_tokens, config.seed)
+                return explain(asking, student, tokenizer, discriminator, asked, sampling)
+
+            if method.explains:
+                chosen = drawn(test, config.evaluation.explained_questions, config.task.seed)
+                examples = _teacher_examples(inputs, questions, config.evaluation.num_examples)
+                limit = config.student.max_target_tokens
+                explanations = _explanations(config.evaluation, told, chosen, examples, limit)
             if discriminator is not None:
-                metrics["scored_split"], scores = _scores(config, told, discriminator, inputs, questions)
+                split = "test" if "test" in config.teacher.splits else "train"
+                limit = config.negatives.max_new_tokens
+                metrics["scored_split"], scores = split, _scores(split, told, limit, discriminator, inputs, questions)
     write_rows(out / "predictions.parquet", Prediction, predictions)
     write_rows(out / "explanations.parquet", Explanation, explanations)
     write_rows(out / "scores.parquet", Score, scores)
@@ -87,32 +104,28 @@ def drawn(questions: Sequence[Question], count: int, seed: int) -> list[Question
 
 
 def _explanations(
-    config: ExperimentConfig, told: Explain, test: Sequence[Question], examples: Sequence[Question]
+    evaluation: EvaluationConfig, told: Explain, chosen: Sequence[Question], examples: Sequence[Question], limit: int
 ) -> list[Explanation]:
-    """Rationales to the drawn test questions at each temperature, and greedy ones to the teacher's examples."""
-    evaluation, limit = config.evaluation, config.student.max_target_tokens
-    chosen = drawn(test, evaluation.explained_questions, config.task.seed)
+    """Rationales of at most `limit` tokens to the drawn test questions at each temperature, and greedy ones to the
+    teacher's examples."""
     rows = [row for t in dict.fromkeys(evaluation.explain_temperatures) for row in told(chosen, t, limit)]
     return rows + told(examples, 0.0, limit)
 
 
-def _teacher_examples(
-    config: ExperimentConfig, inputs: Mapping[str, Path], questions: Sequence[Question]
-) -> list[Question]:
-    """Training questions with a positive and a negative of the teacher, to stand beside the student's rationale."""
+def _teacher_examples(inputs: Mapping[str, Path], questions: Sequence[Question], count: int) -> list[Question]:
+    """The first training questions with a positive and a negative of the teacher, to stand beside the student's rationale."""
     examples = read_rows(inputs["training_set"] / "examples.parquet", Example)
     both = [e.question_id for e in examples if e.positive_texts and e.negative_texts]
-    return [q for q in questions if q.id in both[: config.evaluation.num_examples]]
+    return [q for q in questions if q.id in both[:count]]
 
 
 def _scores(
-    config: ExperimentConfig, told: Explain, discriminator: Discriminator, inputs: Mapping[str, Path],
+    split: str, told: Explain, limit: int, discriminator: Discriminator, inputs: Mapping[str, Path],
     questions: Sequence[Question],
-) -> tuple[str, list[Score]]:  # fmt: skip
-    """The discriminator's scores of the teacher's rationales and of the student's samples to the same questions, and the
-    questions' split: test where the teacher was asked test questions (nothing was trained on those), else train, of
-    which those count that the discriminator's pretraining held out."""
-    split = "test" if "test" in config.teacher.splits else "train"
+) -> list[Score]:  # fmt: skip
+    """The discriminator's scores of the teacher's rationales and of the student's samples, of at most `limit` tokens, to
+    the same questions of a split: test where the teacher was asked test questions (nothing was trained on those), else
+    train, of which those count that the discriminator's pretraining held out."""
     if split == "test":
         ids = {q.id for q in questions if q.split == "test"}
     else:
@@ -129,9 +142,9 @@ def _scores(
         for row, value in zip(rationales, values, strict=True)
     ]
     for temperature in DENSITY_TEMPERATURES:
-        samples = told(scored, temperature, config.negatives.max_new_tokens)
+        samples = told(scored, temperature, limit)
         scores += [Score(r.question_id, f"student_{temperature:g}", r.score) for r in samples if r.score is not None]
-    return split, scores
+    return scores
 
 
 def _accuracies(predictions: list[Prediction]) -> dict[str, float]:
@@ -147,7 +160,8 @@ def _accuracies(predictions: list[Prediction]) -> dict[str, float]:
 
 
 def evaluate(
-    config: ExperimentConfig, inputs: Mapping[str, Path], out: Path, on_event: Callable[[Event], None]
-) -> dict[str, Any]:
+    config: ExperimentConfig, task: Task, storage: Storage, inputs: Mapping[str, Path], out: Path,
+    on_event: Callable[[Event], None],
+) -> dict[str, Any]:  # fmt: skip
     """Run the stage on Ray. Returns the metrics."""
-    return run_remotely(config, evaluate_students, inputs, out, on_event=on_event)
+    return run_remotely(config.resources, storage, evaluate_students, inputs, out, config, task, on_event=on_event)

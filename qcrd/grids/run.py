@@ -19,25 +19,17 @@ from typing import Any
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.config.grid import STAGE_OF, Cell, Grid
 from qcrd.console import Display
-from qcrd.distill.train import StageFailed, uses_gpu
+from qcrd.distill.methods import get_method
 from qcrd.evaluate.llm_judge import LlmJudge, check_llm_judge, compare_rationales
 from qcrd.evaluate.llm_judge_prompt import pairs_of
 from qcrd.grids.cells import cell_folder, cell_name, read_cell, right_of, slug, write_cell
-from qcrd.pipeline.run import (
-    DEFAULT_OPTIONS,
-    Options,
-    check,
-    cluster_resources,
-    prepare_output,
-    recorded_alone,
-    run,
-    start_ray,
-    stop_ray,
-)
+from qcrd.pipeline.run import DEFAULT_OPTIONS, Options, check, prepare_output, recorded_alone, run
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid.data import CellResult, ComparisonResult, GridResults, Place, is_simulated
 from qcrd.report.grid.report import write_grid_report
 from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
+from qcrd.runtime.remote import StageFailed
+from qcrd.runtime.session import cluster_resources, start_ray, stop_ray, uses_gpu
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
@@ -75,7 +67,8 @@ class Finished:
 def paper_hours(config: ExperimentConfig) -> float | None:
     """Hours of a student's training on one A100-80G, in proportion to the paper's; None where it gives none."""
     student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
-    method = config.method if config.method != "qcrd" or config.uses_discriminator() else "qcrd w/o D"
+    unweighted = get_method(config.method).discriminator and not config.discriminator.enabled
+    method = f"{config.method} w/o D" if unweighted else config.method
     hours = TRAINING_HOURS.get((student, method))
     return None if hours is None else hours * config.train.steps / PAPER_STEPS
 
@@ -125,7 +118,7 @@ def _llm_judge(grid: Grid, config: ExperimentConfig) -> LlmJudge:
 def cells_at_once(grid: Grid) -> int:
     """As many as the cluster's GPUs can train at the same time; one where it has none."""
     config = grid.cells[0].config
-    if not uses_gpu(config):
+    if not uses_gpu(config.resources):
         return 1
     needed = max(cell.config.resources.workers for cell in grid.cells)
     on_one = int(1 / max(cell.config.resources.gpu_per_worker for cell in grid.cells))

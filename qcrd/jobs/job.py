@@ -22,6 +22,7 @@ from qcrd.config import (
 from qcrd.config.grid import Grid
 from qcrd.config.recipes import project_root, recipe_file
 from qcrd.config.sweep import Sweep
+from qcrd.distill.methods import uses_teacher
 from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.output import is_url
 from qcrd.tasks import get_task
@@ -195,7 +196,7 @@ def needed_variables(made: Made, secrets: Sequence[str]) -> dict[str, str]:
     """Environment variables that the cluster's nodes must have for a recipe: name → what for."""
     needed: dict[str, str] = {}
     configs = _configs(made)
-    teachers = [config.teacher for config in configs if config.uses_teacher()]
+    teachers = [config.teacher for config in configs if uses_teacher(config.method, config.train)]
     if isinstance(made, Grid) and made.llm_judge is not None:
         teachers.append(made.llm_judge)
     for teacher in teachers:

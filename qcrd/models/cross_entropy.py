@@ -1,8 +1,11 @@
-"""Negative log-likelihood straight from hidden states: logits exist for a chunk of tokens at a time and are never kept.
+"""Negative log-likelihood of target tokens, in nats: straight from hidden states, or from logits that are there.
 
-Every loss of the method is a sum of token losses whose weights are known before the gradient pass (step.py), so the
-gradients of hidden states and output weights are taken chunk by chunk while the logits are there. With a vocabulary
-of 32k the logits of a batch's rationales in fp32 would be over a gigabyte. Knows nothing about models or rationales.
+From hidden states logits exist for a chunk of tokens at a time and are never kept. Whoever wants a weighted sum of token
+values knows the weights before the gradient pass, so the gradients of hidden states and output weights are taken chunk
+by chunk while the logits are there. With a vocabulary of 32k the logits of a batch's rationales in fp32 would be over a
+gigabyte. Knows nothing about models, losses or rationales.
+
+P packed tokens, C tokens of a chunk, H width, V vocabulary, B sequences, T target tokens.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch.nn.functional import linear
+from torch.nn.functional import cross_entropy, linear
 
+IGNORED = -100
+"""Target id of padding, which never counts."""
 CHUNK_TOKENS = {"cpu": 256, "cuda": 2048}
 """Tokens whose logits exist at once: (chunk, vocabulary) in fp32 is 33 MB for T5 on a CPU."""
 
@@ -86,3 +91,17 @@ def weighted_nll(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(sum of weights * nll with gradient to hidden states and output weights, each token's nll without)."""
     return _WeightedNLL.apply(hidden_PH, weight_VH, targets_P, weights_P)  # pyright: ignore[reportReturnType]
+
+
+def token_nll(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """Negative log-likelihood of each target token, (B, T), 0 on padding; computed in at least fp32."""
+    if logits_BTV.dtype in (torch.float16, torch.bfloat16):
+        logits_BTV = logits_BTV.float()
+    flat = cross_entropy(logits_BTV.flatten(0, 1), targets_BT.flatten(), ignore_index=IGNORED, reduction="none")
+    return flat.view(targets_BT.shape)
+
+
+def sequence_nll(logits_BTV: torch.Tensor, targets_BT: torch.Tensor) -> torch.Tensor:
+    """l(r): mean negative log-likelihood per target token of each sequence, (B,). EOS counts, padding does not."""
+    lengths_B = (targets_BT != IGNORED).sum(dim=1)
+    return token_nll(logits_BTV, targets_BT).sum(dim=1) / lengths_B.clamp(min=1)

@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 from transformers.modeling_outputs import BaseModelOutput
 
-from qcrd.distill.losses import IGNORED, sequence_nll
 from qcrd.models.batching import Ids, length_sorted_batches, on_device, pad, padded_inputs
+from qcrd.models.cross_entropy import IGNORED, sequence_nll
 
 ROWS = 16
 """Targets of one padded decoder pass."""

@@ -13,15 +13,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoConfig,
     AutoModelForSeq2SeqLM,
-    AutoTokenizer,
     EncoderDecoderModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
-    PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
 )
@@ -30,7 +27,7 @@ from qcrd.config import EncoderPairStudentConfig, ScratchSizes, StudentConfig
 from qcrd.models.batching import Ids
 from qcrd.models.packed_t5 import PackedT5
 from qcrd.models.padded_seq2seq import PaddedSeq2Seq
-from qcrd.records import SEPARATOR
+from qcrd.models.tokenizer import eos_of, load_tokenizer, pad_of
 from qcrd.seeding import stable_seed
 
 _DROPOUT_FIELDS = (
@@ -40,63 +37,6 @@ _DROPOUT_FIELDS = (
     "attention_dropout",
     "attention_probs_dropout_prob",
 )
-
-
-def train_tokenizer(texts: Sequence[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """A byte-pair tokenizer of at most `vocab_size` pieces, trained on `texts`; it ends every sequence with `</s>`."""
-    tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
-    tokenizer.normalizer = normalizers.NFKC()
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Metaspace(), pre_tokenizers.Split(Regex(r"[.,?!:;\n]"), "isolated")]
-    )
-    tokenizer.decoder = decoders.Metaspace()
-    trainer = trainers.BpeTrainer(vocab_size=vocab_size, special_tokens=["<pad>", "</s>", "<unk>"], show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>", pair="$A </s> $B:0 </s>:0", special_tokens=[("</s>", 1)]
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", padding_side="right"
-    )
-
-
-def load_tokenizer(name_or_path: str, revision: str | None = None) -> PreTrainedTokenizerBase:
-    """A tokenizer from a folder or the hub. Raises `ValueError` naming it where it cannot be read."""
-    try:
-        return AutoTokenizer.from_pretrained(name_or_path, revision=revision)
-    except OSError as error:
-        raise ValueError(f"tokenizer {name_or_path!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-
-
-def eos_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The end-of-sequence id; where a tokenizer has none, its separator serves."""
-    for token_id in (tokenizer.eos_token_id, tokenizer.sep_token_id):
-        if isinstance(token_id, int):
-            return token_id
-    raise ValueError("the tokenizer has neither an end-of-sequence nor a separator token")
-
-
-def with_separator(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
-    """A question's text with the tokenizer's own EOS (or separator) where `SEPARATOR` stands."""
-    own = tokenizer.eos_token or tokenizer.sep_token
-    return text.replace(SEPARATOR, str(own)) if own else text
-
-
-def encode_inputs(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Input ids, with the tokenizer's own special tokens, cut at `max_tokens`."""
-    if not texts:
-        return []
-    texts = [with_separator(tokenizer, text) for text in texts]
-    return tokenizer(texts, truncation=True, max_length=max_tokens)["input_ids"]  # pyright: ignore[reportReturnType]
-
-
-def encode_targets(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], max_tokens: int) -> list[list[int]]:
-    """Target ids: the text, cut so that the EOS still fits into `max_tokens`, then EOS."""
-    if not texts:
-        return []
-    eos = eos_of(tokenizer)
-    rows: list[list[int]] = tokenizer(list(texts), add_special_tokens=False)["input_ids"]  # pyright: ignore[reportAssignmentType]
-    return [[*row[: max_tokens - 1], eos] for row in rows]
 
 
 class Passes(Protocol):
@@ -233,7 +173,7 @@ def build_student(
     """The student at its initial weights (snapshot 0). Random weights are drawn from `seed` alone."""
     torch.manual_seed(stable_seed(seed, "student_initialisation"))
     if config.kind == "scratch":
-        t5 = t5_config(config, len(tokenizer), _pad_of(tokenizer), eos_of(tokenizer), config.dropout or 0.0)
+        t5 = t5_config(config, len(tokenizer), pad_of(tokenizer), eos_of(tokenizer), config.dropout or 0.0)
         model: PreTrainedModel = T5ForConditionalGeneration(t5)
     elif config.kind == "encoder_pair":
         model = _encoder_pair(config, tokenizer)
@@ -261,10 +201,4 @@ def as_student(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dtype
         raise ValueError(f"model of type {model.config.model_type!r} has no decoder_start_token_id: not seq2seq")
     model = model.to(device=device, dtype=torch.float64 if dtype == "float64" else torch.float32)  # pyright: ignore[reportCallIssue]
     model.train()
-    return Student(model, _pad_of(tokenizer), eos_of(tokenizer), int(start_id), dtype)
-
-
-def _pad_of(tokenizer: PreTrainedTokenizerBase) -> int:
-    if not isinstance(tokenizer.pad_token_id, int):
-        raise ValueError("the tokenizer has no padding token")
-    return tokenizer.pad_token_id
+    return Student(model, pad_of(tokenizer), eos_of(tokenizer), int(start_id), dtype)

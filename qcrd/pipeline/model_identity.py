@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from qcrd.config import ConfigError, DiscriminatorConfig, ExperimentConfig, ScratchSizes, StudentConfig
-from qcrd.models.student import load_tokenizer
+from qcrd.models.tokenizer import load_tokenizer
 from qcrd.storage.fingerprints import folder_digest
 
 Part = Literal["student", "discriminator"]

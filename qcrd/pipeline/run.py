@@ -14,9 +14,9 @@ from qcrd.console import Display
 from qcrd.pipeline.check import check, prepare_output, stages_until
 from qcrd.pipeline.identity import artifact_of, record_folder, stage_identity
 from qcrd.pipeline.recording import start_record
-from qcrd.pipeline.session import start_ray
 from qcrd.pipeline.stage import Stage, StageRun, Summary, short
 from qcrd.pipeline.stages import stages_of
+from qcrd.runtime.session import start_ray
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.output import Storage
 from qcrd.tracking.opening import open_run_record

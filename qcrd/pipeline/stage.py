@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from qcrd.config import ExperimentConfig
 from qcrd.console import Display
-from qcrd.distill.loop import Event
+from qcrd.runtime.events import Event
 from qcrd.storage.artifacts import Artifact
 from qcrd.teacher.cost import CostEstimate
 from qcrd.tracking.record import RunRecord

@@ -1,7 +1,7 @@
-"""The one target of the method `single_task`: how it is written, how long it may be, how its label is read.
+"""One target for rationale and label: how it is written, how long it may be, how its label is read.
 
-Its target is the first sample's rationale, then "So the answer is", then the label (method.md section 9). Whoever reads
-a label through this module need not ask for the method. Knows tokenizers only as "text in, ids out".
+It is the first sample's rationale, then "So the answer is", then the label (method.md section 9). Knows tokenizers only
+as "text in, ids out".
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import StudentSettings
 
 PHRASE = "So the answer is"
 """What stands between rationale and label."""
@@ -17,16 +17,19 @@ PHRASE = "So the answer is"
 Tokenize = Callable[[Sequence[str], int], list[list[int]]]
 
 
-def max_answer_tokens(config: ExperimentConfig) -> int:
-    """Limit of what a student writes when it is asked for a label, EOS included."""
-    student = config.student
-    rationale = student.max_target_tokens if config.method == "single_task" else 0
+def max_answer_tokens(student: StudentSettings, phrase: str | None) -> int:
+    """Limit of what a student writes when it is asked for a label, EOS included. `phrase`: see `label_of`."""
+    rationale = student.max_target_tokens if phrase is not None else 0
     return rationale + student.max_label_tokens
 
 
-def label_of(config: ExperimentConfig, text: str) -> str:
-    """The label in what a student wrote when it was asked for one; empty where the phrase is missing."""
-    return after_phrase(PHRASE, text) if config.method == "single_task" else text.strip()
+def label_of(phrase: str | None, text: str) -> str:
+    """The label in what a student wrote when it was asked for one.
+
+    `phrase`: what stands before the label; None where the label is all that the student writes. Empty where the phrase
+    is missing.
+    """
+    return text.strip() if phrase is None else after_phrase(phrase, text)
 
 
 def after_phrase(phrase: str, text: str) -> str:

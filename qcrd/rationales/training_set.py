@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import StudentSettings
 from qcrd.rationales.single_task import Tokenize, encode_whole_targets, max_answer_tokens
 from qcrd.records import Example, Question, Rationale, Vote
 
@@ -22,20 +23,30 @@ class Truncation:
     rationales: int
 
 
-def training_label(config: ExperimentConfig, question: Question, vote: Vote, rationales: Sequence[Rationale]) -> str:
-    """The label text a question is trained on; empty where the teacher gave none.
+@dataclass(frozen=True)
+class Target:
+    """What students learn to write when they are asked for a label.
 
-    Of the teacher's, QCRD takes the voted one and every other method the first sample's.
+    `labels`: the gold ones, the teacher's voted ones, or those of its first samples. `answer_phrase`: None where the
+    label is the target; else the rationale, this phrase and the label are, in one.
     """
-    if config.train.labels == "gold":
+
+    labels: Literal["gold", "voted", "first"]
+    answer_phrase: str | None = None
+
+
+def _label(target: Target, question: Question, vote: Vote, rationales: Sequence[Rationale]) -> str:
+    """The label text a question is trained on; empty where the teacher gave none."""
+    if target.labels == "gold":
         return question.label
-    if config.method == "qcrd":
+    if target.labels == "voted":
         return vote.majority_label or ""
     return rationales[0].label if rationales else ""
 
 
 def build_examples(
-    config: ExperimentConfig,
+    student: StudentSettings,
+    target: Target,
     questions: Sequence[Question],
     votes: Mapping[str, Vote],
     rationales: Mapping[str, Sequence[Rationale]],
@@ -44,13 +55,12 @@ def build_examples(
 ) -> tuple[list[Example], Truncation]:
     """One example for each question, none dropped; `rationales[q]` are in the order of sample index.
 
-    A rationale without text (a bare answer) is no rationale and is left out of both sides. For `single_task`
+    A rationale without text (a bare answer) is no rationale and is left out of both sides. With an answer phrase
     `label_ids` are rationale and label in one.
     """
-    student = config.student
     sides = {q.id: [r for r in rationales[q.id] if r.answer is not None and r.text] for q in questions}
     texts = sorted({r.text for rows in sides.values() for r in rows})
-    labels = [training_label(config, q, votes[q.id], rationales[q.id]) for q in questions]
+    labels = [_label(target, q, votes[q.id], rationales[q.id]) for q in questions]
     predict = [student.prefixes.predict + q.text for q in questions]
     explain = [student.prefixes.explain + q.text for q in questions]
     long = 10**9
@@ -61,9 +71,9 @@ def build_examples(
     predict_ids = tokenize_inputs(predict, student.max_input_tokens)
     explain_ids = tokenize_inputs(explain, student.max_input_tokens)
     label_ids = tokenize_targets(labels, student.max_label_tokens)
-    if config.method == "single_task":
+    if target.answer_phrase is not None:
         first_texts = [rationales[q.id][0].text if rationales[q.id] else "" for q in questions]
-        limit = max_answer_tokens(config)
+        limit = max_answer_tokens(student, target.answer_phrase)
         label_ids, rationales_cut = encode_whole_targets(first_texts, labels, limit, tokenize_targets)
         labels_cut = []
     examples = []

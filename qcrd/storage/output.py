@@ -90,6 +90,10 @@ class Storage:
         """What a path on this node is called on all of them."""
         return path.relative_to(self.folder).as_posix()
 
+    def names_of(self, paths: Mapping[str, Path]) -> dict[str, str]:
+        """`name_of` of the folders of some stages: stage → path."""
+        return {stage: self.name_of(path) for stage, path in paths.items()}
+
     # -- what is whole or absent ----------------------------------------------------------------------------------
 
     def has(self, name: str) -> bool:

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.distill.loop import Event
 from qcrd.distill.population import newest_life
 from qcrd.distill.results import kept_rows
 from qcrd.distill.train import training_name
 from qcrd.pipeline.recording import start_record
+from qcrd.runtime.events import Event
 from qcrd.storage.output import Storage
 from qcrd.sweeps.plan import label_of
 from qcrd.sweeps.record import SweepRecord

@@ -13,7 +13,7 @@ from qcrd.config import ConfigError
 from qcrd.config.grid import Cell, Grid
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.distill.loop import schedule_of
+from qcrd.distill.schedule import schedule_of
 from qcrd.grids.plan import GridPlan, plan_grid
 from qcrd.pipeline.run import StudentJob, check
 from qcrd.pipeline.stages_of import stages_of
@@ -98,7 +98,7 @@ def check_sweep(sweep: Sweep) -> None:
 def iterations_of(job: StudentJob) -> int:
     """How many iterations a student's training has."""
     marker = json.loads((job.inputs["training_set"] / MARKER).read_text())
-    return schedule_of(job.config, marker["summary"]["examples"]).num_iterations
+    return schedule_of(job.config.train, job.config.seed, marker["summary"]["examples"]).num_iterations
 
 
 @dataclass(frozen=True)

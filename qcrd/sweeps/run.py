@@ -29,24 +29,24 @@ from qcrd.console import Display
 from qcrd.distill.checkpoint import clear
 from qcrd.distill.population import newest_life, read_member
 from qcrd.distill.results import RESULTS
-from qcrd.distill.train import event_queue, everywhere, named, training_name, uses_gpu
+from qcrd.distill.train import everywhere, named, training_name
 from qcrd.grids.run import about
 from qcrd.pipeline.run import (
     DEFAULT_OPTIONS,
     Options,
     Stages,
     StudentJob,
-    cluster_resources,
     prepare_output,
     prepare_student,
     recorded_alone,
     run,
-    start_ray,
     student_job,
 )
 from qcrd.pipeline.stages_of import stages_of, with_trained_student
 from qcrd.report.sweep.data import SweepResults
 from qcrd.report.sweep.page import write_sweep_report
+from qcrd.runtime.events import event_queue
+from qcrd.runtime.session import cluster_resources, start_ray, uses_gpu
 from qcrd.storage.output import Storage
 from qcrd.sweeps.children import SweepChildren
 from qcrd.sweeps.plan import SCHEDULE_FIELDS, check_sweep, iterations_of, label_of, shared_configurations, sweep_folder
@@ -94,7 +94,7 @@ class _SweepRun:
         self.proposer: Proposer = self._new_proposer()
         self.queue: Queue | None = None
         """The way of the trials' news, while there are trials."""
-        self._gpus = uses_gpu(sweep.base)
+        self._gpus = uses_gpu(sweep.base.resources)
 
     def _new_proposer(self) -> Proposer:
         known = list(self.record.trials.values())

@@ -18,8 +18,9 @@ import torch
 from qcrd.config import ExperimentConfig
 from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import load_training_data
-from qcrd.distill.loop import Event, Training
+from qcrd.distill.loop import Training
 from qcrd.distill.results import RESULTS, TIMES, keep_results
+from qcrd.runtime.events import Event
 from qcrd.runtime.workers import Workers
 from qcrd.storage.artifacts import MARKER
 from qcrd.storage.json_lines import read_json_lines
@@ -77,7 +78,7 @@ class _SeedRun:
             self.iterations = len(self.accuracies)
             emit({"kind": "restart", "rows": self.rows})
             return
-        data = load_training_data(config, storage.fetch_all(job.inputs))
+        data = load_training_data(storage.fetch_all(job.inputs), config.evaluation.validation_limit)
         store = CheckpointStore(storage, job.folder, job.identity, config.checkpoint.keep, config.negatives.gap)
         task = get_task(config.task.name)
         self._training = Training(config, data, task, store, device, emit, workers)

@@ -18,10 +18,12 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.queue import Queue
 
 from qcrd.config import ConfigError, ExperimentConfig
-from qcrd.distill.loop import Event
 from qcrd.distill.population import begin_life, read_member, take_over, train_member
-from qcrd.distill.train import cause_of, scaling_of, set_up_torch, uses_cuda, uses_gpu
-from qcrd.pipeline.run import cluster_resources
+from qcrd.distill.train import scaling_of
+from qcrd.runtime.devices import set_up_torch, uses_cuda
+from qcrd.runtime.events import Event
+from qcrd.runtime.remote import cause_of
+from qcrd.runtime.session import cluster_resources, uses_gpu
 from qcrd.runtime.workers import Workers
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.output import Storage
@@ -34,9 +36,9 @@ def trials_at_once(config: ExperimentConfig, wanted: int | None) -> int:
     """How many trials run: as many as the cluster holds, such that each has its workers and none waits for another's,
     and not more than `wanted`. Where GPUs are to be used and none is there yet (an autoscaler), all that are wanted."""
     there, workers = cluster_resources(), config.resources.workers
-    if uses_gpu(config) and not there.get("GPU", 0):
+    if uses_gpu(config.resources) and not there.get("GPU", 0):
         return wanted or 1
-    if uses_gpu(config):
+    if uses_gpu(config.resources):
         share = config.resources.gpu_per_worker
         slots = int(there.get("GPU", 0)) * int(1 / share + 1e-6)
     else:
@@ -52,7 +54,7 @@ def resources_of_trial(config: ExperimentConfig) -> tune.PlacementGroupFactory:
     """Of the actor of a trial. With several workers it only waits for them: it reserves no CPU that they need."""
     if config.resources.workers > 1:
         return tune.PlacementGroupFactory([{"memory": 1}])
-    share = {"GPU": config.resources.gpu_per_worker} if uses_gpu(config) else {}
+    share = {"GPU": config.resources.gpu_per_worker} if uses_gpu(config.resources) else {}
     return tune.PlacementGroupFactory([{"CPU": CPUS_PER_WORKER, **share}])
 
 
@@ -69,7 +71,7 @@ def run_trial(settings: dict[str, Any], queue: Queue) -> None:
             place = Artifact(Storage(config.output), "student", artifact["name"], artifact["fingerprint"])
             stack.enter_context(place.locked(lambda: None))
         if config.resources.workers == 1:
-            device = set_up_torch(config)
+            device = set_up_torch(config.resources)
             train_seeds(jobs, device, _emit_to(queue, settings["key"]), tune.report, reported=settings["reported"])
         else:
             _train_on_workers(config, settings, queue)
@@ -79,7 +81,7 @@ def _train_on_workers(config: ExperimentConfig, settings: dict[str, Any], queue:
     trainer = TorchTrainer(
         _trial_worker,
         train_loop_config={**settings, "queue": queue},
-        scaling_config=scaling_of(config),
+        scaling_config=scaling_of(config.resources),
         run_config=ray.train.RunConfig(
             name=f"trial-{settings['key']}",
             **Storage(config.output).for_ray("checkpoints"),
@@ -99,8 +101,8 @@ def _trial_worker(settings: dict[str, Any]) -> None:
     """One of several workers of a trial, under Ray Train."""
     jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
     config, workers = ExperimentConfig.model_validate(jobs[0].config), Workers()
-    device = set_up_torch(config, config.resources.workers)
-    if uses_cuda(config):
+    device = set_up_torch(config.resources, config.resources.workers)
+    if uses_cuda(config.resources):
         device = get_device()
     emit = _emit_to(settings["queue"], settings["key"])
     train_seeds(jobs, device, emit, ray.train.report, workers, settings["reported"])
@@ -128,6 +130,6 @@ def run_member(settings: dict[str, Any], queue: Queue) -> None:
         tune.report(row, checkpoint=tune.Checkpoint.from_directory(life) if handed_over else None)
 
     jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
-    device = set_up_torch(ExperimentConfig.model_validate(jobs[0].config))
+    device = set_up_torch(ExperimentConfig.model_validate(jobs[0].config).resources)
     emit = _emit_to(queue, settings["key"])
     train_member(life, jobs, settings["perturb"], device, emit, report, reported)

@@ -1,4 +1,4 @@
-"""Groups of several kinds: overrides of a kind come first, the old kind's own fields are dropped, a kind may be told."""
+"""Groups of several kinds: overrides of a kind come first, the old kind's own fields go, a kind may be told."""
 
 import itertools
 from typing import Any

@@ -21,15 +21,9 @@ from qcrd.config import (
     ScratchStudentConfig,
     StudentConfig,
 )
-from qcrd.distill.step import QuestionBatch
-from qcrd.models.student import (
-    Student,
-    as_student,
-    build_student,
-    encode_inputs,
-    encode_targets,
-    train_tokenizer,
-)
+from qcrd.distill.batch import QuestionBatch
+from qcrd.models.student import Student, as_student, build_student
+from qcrd.models.tokenizer import encode_inputs, encode_targets, train_tokenizer
 
 TEXTS = [
     "predict: explain: Tom has 8 apples and buys 3 more. How many apples does he have?",

@@ -14,8 +14,10 @@ from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import TrainingData
 from qcrd.distill.discriminator import build_discriminator, save_discriminator
 from qcrd.distill.loop import Training
+from qcrd.distill.methods import target_of, uses_student_negatives
 from qcrd.distill.results import write_results
-from qcrd.models.student import encode_inputs, encode_targets, load_student, train_tokenizer
+from qcrd.models.student import load_student
+from qcrd.models.tokenizer import encode_inputs, encode_targets, train_tokenizer
 from qcrd.rationales.consistency import vote_on
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Rationale, Sample, Vote
@@ -67,7 +69,7 @@ def data_of(config: ExperimentConfig, folder: Path) -> TrainingData:
     texts += [r.text for rows in rationales.values() for r in rows]
     tokenizer = train_tokenizer(texts, 200)
     examples, _ = build_examples(
-        config, train, votes, rationales,
+        config.student, target_of(config.method, config.train), train, votes, rationales,
         lambda t, limit: encode_inputs(tokenizer, t, limit), lambda t, limit: encode_targets(tokenizer, t, limit),
     )  # fmt: skip
     save_discriminator(build_discriminator(config.discriminator, texts, torch.device("cpu")), folder / "discriminator")
@@ -201,7 +203,9 @@ def test_variants_train(data: TrainingData, tmp_path: Path, changes: dict[str, s
     steps = [row for row in training.rows if "train/loss" in row]
     assert steps and all(value == value for row in steps for value in row.values())
     with_negatives = [row for row in training.rows if "negatives/count" in row]
-    sampled = training.config.uses_student_negatives() and "negatives.warmup" not in changes
+    sampled = (
+        uses_student_negatives(training.config.method, training.config.negatives) and "negatives.warmup" not in changes
+    )
     assert bool(with_negatives) == sampled
     has_negatives = sampled or changes.get("negatives.source") == "teacher"
     measured = {"train/hinge_active", "train/negative_nll", "train/negative_quality"}

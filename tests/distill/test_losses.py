@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from qcrd.distill.losses import (
-    IGNORED,
     candidate_weights,
     contrastive_coefficients,
     contrastive_loss,
     discriminator_loss,
     mutual_information_loss,
-    sequence_nll,
     token_mean_weights,
 )
+from qcrd.models.cross_entropy import IGNORED, sequence_nll
 
 LOG2, LOG4 = math.log(2), math.log(4)
 

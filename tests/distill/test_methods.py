@@ -13,8 +13,13 @@ import pytest
 import torch
 
 from qcrd.config import LossConfig
-from qcrd.distill.step import QuestionBatch, dss_step, mi_step, step_loss
-from qcrd.models.student import Student, encode_targets
+from qcrd.distill.batch import QuestionBatch
+from qcrd.distill.dss_step import dss_step
+from qcrd.distill.methods import METHODS
+from qcrd.distill.mi_step import mi_step
+from qcrd.distill.reference import disagreement, forward, peaks, reference_loss
+from qcrd.models.student import Student
+from qcrd.models.tokenizer import encode_targets
 from tests.distill.helpers import (
     LABELS,
     POSITIVES,
@@ -27,7 +32,6 @@ from tests.distill.helpers import (
     tiny_student,
     tiny_tokenizer,
 )
-from tests.distill.reference import disagreement, forward, peaks, reference_loss
 
 
 def batch_with_gaps() -> QuestionBatch:
@@ -94,7 +98,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_loss_and_every_gradient_are_those_of_the_definition(make: Callable[[], Student], name: str):
     student, case = make(), CASES[name]
-    ours, _ = step_loss(student, case.batch, case.method, case.config)
+    ours, _ = METHODS[case.method].step(student, case.batch, case.config)
     with exact_norms():
         expected = reference_loss(student, case.batch, case.method, case.config)
         assert float(ours.detach()) == pytest.approx(float(expected.detach()), rel=1e-12)
@@ -105,9 +109,9 @@ def test_loss_and_every_gradient_are_those_of_the_definition(make: Callable[[], 
 @pytest.mark.parametrize("name", ["finetune", "single_task", "dss", "mi official", "mi masked", "qcrd"])
 def test_parts_of_a_batch_add_up_to_the_whole(make: Callable[[], Student], name: str):
     student, case = make(), CASES[name]
-    whole, metrics = step_loss(student, case.batch, case.method, case.config)
+    whole, metrics = METHODS[case.method].step(student, case.batch, case.config)
     cuts = [(0, 1), (1, 2), (2, 4), (4, 5)]  # the last part has neither label nor rationale
-    parts = [step_loss(student, case.batch.part(*cut), case.method, case.config) for cut in cuts]
+    parts = [METHODS[case.method].step(student, case.batch.part(*cut), case.config) for cut in cuts]
     assert all(part.keys() == metrics.keys() for _, part in parts)
     total = torch.stack([loss for loss, _ in parts]).sum()
     assert float(total.detach()) == pytest.approx(float(whole.detach()), rel=1e-12)

@@ -10,10 +10,13 @@ from qcrd.config import (
     LossConfig,
     ScratchStudentConfig,
 )
-from qcrd.distill.losses import IGNORED
-from qcrd.distill.step import QuestionBatch, finetune_step, qcrd_step
+from qcrd.distill.batch import QuestionBatch
+from qcrd.distill.label_step import finetune_step
+from qcrd.distill.qcrd_step import qcrd_step
+from qcrd.distill.reference import reference_loss
 from qcrd.models.batching import padded_inputs
-from qcrd.models.packed_t5 import GROUP_RATIO
+from qcrd.models.cross_entropy import IGNORED
+from qcrd.models.packing import GROUP_RATIO
 from qcrd.models.student import Student, build_student
 from tests.distill.helpers import (
     assert_equal_gradients,
@@ -25,7 +28,6 @@ from tests.distill.helpers import (
     tiny_student,
     tiny_tokenizer,
 )
-from tests.distill.reference import reference_loss
 
 TOKENIZER = tiny_tokenizer()
 
@@ -90,9 +92,9 @@ def test_dropout_is_where_transformers_has_it():
     ids, mask = padded_inputs(data.predict_ids, 0, student.device)
     torch.manual_seed(0)
     with torch.no_grad():
-        ours = torch.stack([finetune_step(student, data)[0] for _ in range(300)])
+        ours = torch.stack([finetune_step(student, data, LossConfig())[0] for _ in range(300)])
         theirs = torch.stack([student.model(input_ids=ids, attention_mask=mask, labels=label).loss for _ in range(300)])
-        without = finetune_step(tiny_student("float32"), data)[0]
+        without = finetune_step(tiny_student("float32"), data, LossConfig())[0]
     error = float((ours.var() / 300 + theirs.var() / 300).sqrt())
     assert abs(float(ours.mean() - theirs.mean())) < 4 * error
     assert abs(float(ours.mean() - without)) > 8 * error

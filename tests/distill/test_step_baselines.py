@@ -15,8 +15,9 @@ from qcrd.config import (
     ScratchDiscriminatorConfig,
     ScratchSizes,
 )
+from qcrd.distill.batch import QuestionBatch
 from qcrd.distill.discriminator import build_discriminator
-from qcrd.distill.step import QuestionBatch, step_loss
+from qcrd.distill.methods import METHODS
 from tests.distill.helpers import NEGATIVES, QUESTIONS, question_batch, tiny_student, tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()
@@ -40,7 +41,7 @@ def test_naive_qcrd_equals_our_step_in_loss_and_every_gradient(margin: float, ac
     student, batch, config = tiny_student(), question_batch(), LossConfig(margin=margin)
     reference = ReferenceModel(student.model, TOKENIZER, "float64")
     naive = naive_qcrd_loss(reference, batch, config)
-    ours, metrics = step_loss(student, batch, "qcrd", config)
+    ours, metrics = METHODS["qcrd"].step(student, batch, config)
     assert float(metrics["hinge_active"]) == active
     assert float(naive.detach()) == pytest.approx(float(ours.detach()), rel=1e-6)
     assert_equal(gradients(student.model, ours), gradients(student.model, naive))
@@ -50,14 +51,14 @@ def test_naive_qcrd_without_negatives_equals_our_step():
     student = tiny_student()
     batch = replace(question_batch(), negatives=[[], [], []], quality_negatives=[[], [], []])
     naive = naive_qcrd_loss(ReferenceModel(student.model, TOKENIZER, "float64"), batch, LossConfig())
-    ours, _ = step_loss(student, batch, "qcrd", LossConfig())
+    ours, _ = METHODS["qcrd"].step(student, batch, LossConfig())
     assert float(naive.detach()) == pytest.approx(float(ours.detach()), rel=1e-6)
 
 
 def test_reference_dss_equals_our_step_in_loss_and_every_gradient():
     student, batch, config = tiny_student(), question_batch(), LossConfig(label_weight=0.3, rationale_weight=0.7)
     reference = reference_dss_loss(ReferenceModel(student.model, TOKENIZER, "float64"), batch, config)
-    ours, _ = step_loss(student, batch, "dss", config)
+    ours, _ = METHODS["dss"].step(student, batch, config)
     assert float(reference.detach()) == pytest.approx(float(ours.detach()), rel=1e-6)
     assert_equal(gradients(student.model, ours), gradients(student.model, reference))
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from qcrd.cli import main
-from qcrd.config import ConfigError, ExperimentConfig
+from qcrd.config import ConfigError, Seq2SeqStudentConfig
+from qcrd.distill.labels import Asking
 from qcrd.evaluate import inference as answer
 from qcrd.evaluate.inference import AskedQuestion, answer_file, label_in, read_questions, student_folder
-from qcrd.evaluate.predictions import explain, predict_labels
+from qcrd.evaluate.predictions import Sampling, explain, predict_labels
 from qcrd.models.student import load_student
 from qcrd.records import Question
 from qcrd.tasks import get_task
@@ -35,10 +36,10 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def as_evaluated(folder: Path) -> tuple[list[str], list[str]]:
     """Labels and greedy rationales as the predictions stage writes them."""
     student, tokenizer = load_student(folder, "float32", torch.device("cpu"))
-    config = ExperimentConfig.model_validate({"name": "x", "student": {**LIMITS}})
+    asking = Asking(Seq2SeqStudentConfig(**LIMITS), 64, None)
     questions = [Question(str(n), "test", text, "1", "1") for n, text in enumerate(TEXTS)]
-    labels = predict_labels(config, student, tokenizer, get_task("arithmetic"), questions, "best")
-    told = explain(config, student, tokenizer, None, questions, 0.0, LIMITS["max_target_tokens"])
+    labels = predict_labels(asking, student, tokenizer, get_task("arithmetic"), questions, "best")
+    told = explain(asking, student, tokenizer, None, questions, Sampling(0.0, 50, LIMITS["max_target_tokens"], 0))
     return [row.text for row in labels], [row.text for row in told]
 
 

@@ -79,7 +79,7 @@ class Outcome:
 
     def __init__(self, config: ExperimentConfig, inputs: dict[str, Path], out: Path) -> None:
         out.mkdir()
-        self.metrics = evaluate_students(config, inputs, out, emit=lambda event: None)
+        self.metrics = evaluate_students(inputs, out, config, TASK, emit=lambda event: None)
         assert json.loads((out / "evaluation.json").read_text()) == self.metrics
         self.predictions = read_rows(out / "predictions.parquet", Prediction)
         self.explanations = read_rows(out / "explanations.parquet", Explanation)

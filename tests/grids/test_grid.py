@@ -26,7 +26,6 @@ from qcrd.cli import load
 from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.config.grid import Cell, Claim, Grid
 from qcrd.console import Display
-from qcrd.distill.train import StageFailed
 from qcrd.evaluate import llm_judge_prompt
 from qcrd.grids import run as run_grid
 from qcrd.grids.cells import cell_folder, cell_identity, read_cell, write_cell
@@ -36,6 +35,7 @@ from qcrd.pipeline import run as pipeline
 from qcrd.pipeline.run import Options, fixed_recipe, plan_whole
 from qcrd.records import Explanation, Prediction, Question, Score
 from qcrd.report.grid.data import CellResult
+from qcrd.runtime.remote import StageFailed
 from qcrd.tasks import get_task, load_questions
 from qcrd.tasks.base import Task
 from qcrd.teacher.asking import Stopped

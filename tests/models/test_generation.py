@@ -8,7 +8,8 @@ import torch
 
 from qcrd.models.batching import length_sorted_batches, padded_inputs, token_batches
 from qcrd.models.generation import draw_tokens, generate
-from qcrd.models.student import Student, encode_inputs
+from qcrd.models.student import Student
+from qcrd.models.tokenizer import encode_inputs
 from qcrd.seeding import generator
 from tests.distill.helpers import TEXTS, bert_pair, tiny_student, tiny_tokenizer
 

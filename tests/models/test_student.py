@@ -8,7 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from qcrd.distill.discriminator import Discriminator
-from qcrd.models.student import encode_inputs, eos_of, load_tokenizer, train_tokenizer, with_separator
+from qcrd.models.tokenizer import encode_inputs, eos_of, load_tokenizer, train_tokenizer, with_separator
 
 TEXT = "predict: A man runs.</s>Nobody runs."
 

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import ExperimentConfig
+from qcrd.config import ConfigError, ExperimentConfig, TrainConfig, validated
+from qcrd.distill.methods import METHODS, uses_teacher
+from qcrd.pipeline.check import check
 from qcrd.pipeline.stages import stages_of
-
-METHODS = ["finetune", "single_task", "distill_label", "dss", "mi", "qcrd"]
 
 
 def settings_of(stage: str, method: str, **loss: Any) -> dict[str, Any]:
@@ -47,6 +47,24 @@ def test_only_finetuning_asks_no_teacher():
     taught = [
         ExperimentConfig.model_validate({"name": "x", "method": m, "train": {"labels": "teacher"}}) for m in METHODS
     ]
-    assert all(config.uses_teacher() for config in taught)
-    gold = {m: ExperimentConfig(name="x", method=m).uses_teacher() for m in METHODS if m != "distill_label"}  # pyright: ignore
+    assert all(uses_teacher(config.method, config.train) for config in taught)
+    gold = {m: uses_teacher(m, TrainConfig()) for m in METHODS if m != "distill_label"}
     assert gold == {"finetune": False, "single_task": True, "dss": True, "mi": True, "qcrd": True}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"method": "distill_label"},
+         "train.labels: 'gold' is not allowed; method = distill_label trains on 'teacher' labels"),
+        ({"method": "qcdr"},
+         "method: 'qcdr' is not allowed; the methods are finetune, single_task, distill_label, dss, mi, qcrd"),
+    ],
+)  # fmt: skip
+def test_a_method_that_is_none_or_has_other_labels_is_refused_before_anything_runs(
+    changes: dict[str, Any], message: str
+):
+    for until in (None, "questions"):
+        with pytest.raises(ConfigError) as refused:
+            check(validated({"name": "x", **changes}), until)
+        assert str(refused.value) == message

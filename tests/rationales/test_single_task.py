@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 
 from qcrd.config import ExperimentConfig
-from qcrd.models.student import encode_targets, load_tokenizer
+from qcrd.distill.methods import METHODS
+from qcrd.models.tokenizer import encode_targets, load_tokenizer
 from qcrd.rationales.single_task import encode_whole_targets, label_of, max_answer_tokens
 
-SINGLE = ExperimentConfig(name="x", method="single_task")
-DSS = ExperimentConfig(name="x", method="dss")
+STUDENT = ExperimentConfig(name="x").student
+SINGLE, DSS = (METHODS[name].answer_phrase for name in ("single_task", "dss"))
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,7 @@ def test_the_label_is_what_follows_the_last_phrase(answer: str, label: str):
 
 
 def test_an_answer_may_hold_rationale_and_label():
-    assert max_answer_tokens(SINGLE) == 256 + 64 and max_answer_tokens(DSS) == 64
+    assert max_answer_tokens(STUDENT, SINGLE) == 256 + 64 and max_answer_tokens(STUDENT, DSS) == 64
 
 
 def test_targets_on_t5s_own_tokenizer_are_those_of_the_whole_text(shared_data: Path):

@@ -1,7 +1,8 @@
 """Examples: prefixes, EOS, limits, sides, and where labels come from."""
 
 from qcrd.config import ExperimentConfig, with_overrides
-from qcrd.models.student import encode_inputs, encode_targets, train_tokenizer
+from qcrd.distill.methods import target_of
+from qcrd.models.tokenizer import encode_inputs, encode_targets, train_tokenizer
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Question, Rationale, Vote
 
@@ -23,7 +24,7 @@ VOTES = {"a": Vote("a", "3", "( 1 + 2 )", 0.66, False, 3, 3), "b": Vote("b", Non
 def build(**changes: str) -> tuple[list[Example], object]:
     config = with_overrides(ExperimentConfig(name="x"), changes)
     return build_examples(
-        config, QUESTIONS, VOTES, RATIONALES,
+        config.student, target_of(config.method, config.train), QUESTIONS, VOTES, RATIONALES,
         lambda t, limit: encode_inputs(TOKENIZER, t, limit), lambda t, limit: encode_targets(TOKENIZER, t, limit),
     )  # fmt: skip
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 import ray
 
-from qcrd.pipeline.session import start_ray
+from qcrd.runtime.session import start_ray
 
 
 @pytest.fixture(scope="session")

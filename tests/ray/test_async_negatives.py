@@ -16,13 +16,15 @@ from qcrd.config import ConfigError, ExperimentConfig, with_overrides
 from qcrd.distill.async_negatives import AsyncNegatives
 from qcrd.distill.checkpoint import CheckpointStore
 from qcrd.distill.data import TrainingData
-from qcrd.distill.discriminator import set_weights, weights_of
-from qcrd.distill.loop import Event, Training, schedule_of
+from qcrd.distill.loop import Training
 from qcrd.distill.negatives import NegativeMaker
+from qcrd.distill.schedule import schedule_of
 from qcrd.distill.train import check_resources
 from qcrd.models.generation import Generated
 from qcrd.models.student import Student, build_student
+from qcrd.models.weights import set_weights, weights_of
 from qcrd.records import Example, Question, write_rows
+from qcrd.runtime.events import Event
 from qcrd.storage.output import Storage
 from qcrd.tasks import get_task
 from tests.distill.helpers import tiny_tokenizer
@@ -73,17 +75,20 @@ def actors_for(
     config: ExperimentConfig, given: Given, store: CheckpointStore, waits: dict[int, float] | None = None
 ) -> AsyncNegatives:
     on_wait = (lambda iteration, seconds: None) if waits is None else waits.__setitem__
-    return AsyncNegatives(config, given.inputs, str(store.folder), CPU, on_wait)
+    return AsyncNegatives(config, store.storage, given.inputs, str(store.folder), CPU, on_wait)
 
 
 def made_here(config: ExperimentConfig, given: Given, store: CheckpointStore, iteration: int) -> list[list[Generated]]:
     """An iteration's batches, as a trainer makes them itself."""
-    schedule = schedule_of(config, len(given.data.examples))
+    schedule = schedule_of(config.train, config.seed, len(given.data.examples))
 
     def load_snapshot(wanted: int, model: torch.nn.Module) -> None:
         set_weights(model, store.snapshot(wanted))
 
-    maker = NegativeMaker(config, given.data, schedule, load_snapshot, lambda: given.student(config, config.seed))
+    maker = NegativeMaker(
+        config.negatives, config.seed, given.data, schedule, store.storage, load_snapshot,
+        lambda: given.student(config, config.seed),
+    )  # fmt: skip
     return maker.make(iteration, maker.batches(iteration))
 
 

@@ -50,7 +50,10 @@ def test_the_training_set_and_the_discriminator_are_the_same_whoever_else_is_ask
     for row in read_rows(few / "rationales" / "rationales.parquet", Rationale):
         one = judged.setdefault(row.question_id, QuestionRationales(row.question_id, texts[row.question_id], [], []))
         (one.positives if row.positive else one.negatives).append(row.text)
-    pretrain_discriminator(config, {}, few / "discriminator", list(judged.values()), emit=lambda event: None)
+    pretrain_discriminator(
+        {}, few / "discriminator", config.resources, config.discriminator, list(judged.values()),
+        emit=lambda event: None,
+    )  # fmt: skip
     assert folder_digest(few / "discriminator") == folder_digest(more / "discriminator")
     assert len(json.loads((more / "discriminator" / "held_out.json").read_text())) == 4  # a tenth of the 40
 

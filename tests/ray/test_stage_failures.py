@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
-from qcrd.config import ExperimentConfig
-from qcrd.distill.train import StageFailed, run_remotely
+from qcrd.config import ResourcesConfig
+from qcrd.runtime.remote import StageFailed, run_remotely
 from qcrd.storage.atomic import is_full
+from qcrd.storage.output import Storage
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_started")]
 
@@ -24,9 +25,9 @@ def full(*_: Any, emit: Any) -> None:
 
 
 def test_it_says_why_in_one_line(tmp_path: Path):
-    config = ExperimentConfig.model_validate({"name": "x", "output": str(tmp_path), "resources": {"device": "cpu"}})
+    given = ResourcesConfig(device="cpu"), Storage.of(tmp_path)
     with pytest.raises(StageFailed, match=r"^at least two questions$"):
-        run_remotely(config, work, {}, tmp_path, on_event=lambda _: None)
+        run_remotely(*given, work, {}, tmp_path, on_event=lambda _: None)
     with pytest.raises(OSError) as caught:
-        run_remotely(config, full, {}, tmp_path, on_event=lambda _: None)
+        run_remotely(*given, full, {}, tmp_path, on_event=lambda _: None)
     assert is_full(caught.value)

@@ -23,8 +23,9 @@ from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
 from qcrd.distill.population import begin_life, newest_life, take_over, train_member
-from qcrd.distill.train import everywhere, named, set_up_torch, training_name
+from qcrd.distill.train import everywhere, named, training_name
 from qcrd.pipeline.run import DEFAULT_OPTIONS, Options, open_record, prepare_student, run, student_job
+from qcrd.runtime.devices import set_up_torch
 from qcrd.sweeps import seeds as trial_module
 from qcrd.sweeps.record import TRIALS, SweepRecord
 from qcrd.sweeps.run import run_sweep

@@ -9,10 +9,10 @@ import torch
 
 from qcrd.config import ExperimentConfig, LossConfig, with_overrides
 from qcrd.distill.data import TrainingData
-from qcrd.distill.step import qcrd_step
-from qcrd.distill.train import set_up_torch
+from qcrd.distill.qcrd_step import qcrd_step
 from qcrd.models.generation import generate
 from qcrd.models.student import Student
+from qcrd.runtime.devices import set_up_torch
 from tests.distill.helpers import bert_pair, gated_student, gradients_of, question_batch, tiny_student
 from tests.distill.test_loop import Killed, config_of, data_of, train, weights
 from tests.models.test_generation import rows, stream
@@ -31,7 +31,7 @@ def on_gpu(student: Student) -> Student:
 def gpu_config() -> ExperimentConfig:
     """What the runner sets up before a model stage."""
     config = config_of()
-    assert set_up_torch(config) == torch.device("cuda")
+    assert set_up_torch(config.resources) == torch.device("cuda")
     return config
 
 
@@ -62,7 +62,7 @@ def test_texts_are_those_of_a_cpu(gpu_config: ExperimentConfig, make: Callable[[
 
 
 def test_a_share_of_the_gpu_is_a_limit(gpu_config: ExperimentConfig):
-    set_up_torch(with_overrides(gpu_config, {"resources.gpu_per_worker": "0.05"}))
+    set_up_torch(with_overrides(gpu_config, {"resources.gpu_per_worker": "0.05"}).resources)
     try:
         most = torch.cuda.get_device_properties(0).total_memory
         with pytest.raises(torch.OutOfMemoryError):

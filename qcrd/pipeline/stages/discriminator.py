@@ -8,13 +8,16 @@ from typing import Any
 from qcrd.config import ExperimentConfig
 from qcrd.distill.discriminator import QuestionRationales
 from qcrd.distill.discriminator_training import AUROC_WARNING
-from qcrd.distill.train import pretrain_discriminator, run_remotely
+from qcrd.distill.methods import uses_discriminator
+from qcrd.distill.train import pretrain_discriminator
 from qcrd.pipeline.model_identity import check_model, given_tokenizer, model_identity
 from qcrd.pipeline.stage import Planning, Stage, StageRun, Summary, Work
 from qcrd.pipeline.stages.questions import QUESTIONS, read_questions
 from qcrd.pipeline.stages.rationales import RATIONALES, of_training_questions
 from qcrd.records import Rationale, read_rows
+from qcrd.runtime.remote import run_remotely
 from qcrd.storage.artifacts import Artifact
+from qcrd.storage.output import Storage
 from qcrd.tracking.record import RunRecord
 
 
@@ -23,7 +26,7 @@ class DiscriminatorStage(Stage):
     version = 2
 
     def is_part_of(self, config: ExperimentConfig) -> bool:
-        return config.uses_discriminator()
+        return uses_discriminator(config.method, config.discriminator)
 
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
         return (QUESTIONS.name, RATIONALES.name)
@@ -57,6 +60,7 @@ class DiscriminatorStage(Stage):
         return Work(f"at most {discriminator.max_steps} steps of {discriminator.batch_questions} questions")
 
     def run(self, run: StageRun) -> Summary:
+        config = run.config
         questions = {question.id: question for question in read_questions(run.inputs[QUESTIONS.name])}
         rows = read_rows(run.inputs[RATIONALES.name] / "rationales.parquet", Rationale)
         sides: dict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
@@ -65,7 +69,8 @@ class DiscriminatorStage(Stage):
                 sides[row.question_id][0 if row.positive else 1].append(row.text)
         rationales = [QuestionRationales(id_, questions[id_].text, *both) for id_, both in sides.items()]
         metric_rows = run_remotely(
-            run.config, pretrain_discriminator, {}, run.out, rationales, on_event=run.on_event
+            config.resources, Storage.of(config.output), pretrain_discriminator, {}, run.out, config.resources,
+            config.discriminator, rationales, on_event=run.on_event,
         )  # fmt: skip
         last = metric_rows[-1]
         auroc = last.get("discriminator/auroc_real", last.get("discriminator/auroc_augmented"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.methods import uses_teacher
 from qcrd.evaluate.students import evaluate
 from qcrd.pipeline.stage import Planning, Stage, StageRun, Summary, Work
 from qcrd.pipeline.stages.questions import sizes_of
 from qcrd.pipeline.stages.rationales import RATIONALES
 from qcrd.pipeline.stages.student import STUDENT
 from qcrd.storage.artifacts import Artifact
+from qcrd.storage.output import Storage
+from qcrd.tasks import get_task
 from qcrd.tracking.record import RunRecord
 
 CHECKPOINTS = 3  # initial, best, last
@@ -22,7 +25,7 @@ class PredictionsStage(Stage):
     of_task = False
 
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
-        rationales = (RATIONALES.name,) if config.uses_teacher() else ()
+        rationales = (RATIONALES.name,) if uses_teacher(config.method, config.train) else ()
         return (*rationales, *STUDENT.inputs(config), STUDENT.name)
 
     def settings(self, config: ExperimentConfig) -> dict[str, Any]:
@@ -47,7 +50,9 @@ class PredictionsStage(Stage):
         return Work(f"{CHECKPOINTS * labels} labels")
 
     def run(self, run: StageRun) -> Summary:
-        return evaluate(run.config, run.inputs, run.out, run.on_event)
+        config = run.config
+        task, storage = get_task(config.task.name), Storage.of(config.output)
+        return evaluate(config, task, storage, run.inputs, run.out, run.on_event)
 
     def track(self, record: RunRecord, artifact: Artifact, config: ExperimentConfig) -> None:
         record.add_artifact(artifact.fetch() / "predictions.parquet", self.name)

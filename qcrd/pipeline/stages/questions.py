@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.config import ConfigError, ExperimentConfig, GeneratedTaskConfig, TaskConfig
+from qcrd.distill.methods import check_labels
 from qcrd.pipeline.stage import Planning, Stage, StageRun, Summary, Work
 from qcrd.records import Question, read_rows, write_rows
 from qcrd.storage.artifacts import Artifact
@@ -50,6 +51,7 @@ class QuestionsStage(Stage):
         }
 
     def check(self, config: ExperimentConfig) -> None:
+        check_labels(config.method, config.train)
         task = get_task(config.task.name)
         task.check(config.task)
         train_limit(task, config)

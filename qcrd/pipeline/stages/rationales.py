@@ -8,6 +8,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.methods import uses_teacher
 from qcrd.pipeline.stage import Stage, StageRun, Summary, short
 from qcrd.pipeline.stages.questions import QUESTIONS, read_questions
 from qcrd.pipeline.stages.samples import SAMPLES
@@ -31,7 +32,7 @@ class RationalesStage(Stage):
     version = 1
 
     def is_part_of(self, config: ExperimentConfig) -> bool:
-        return config.uses_teacher()
+        return uses_teacher(config.method, config.train)
 
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
         return (QUESTIONS.name, SAMPLES.name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.methods import uses_teacher
 from qcrd.pipeline.stage import Stage, StageRun, Summary, short
 from qcrd.pipeline.stages.predictions import PREDICTIONS
 from qcrd.pipeline.stages.samples import SAMPLES
@@ -29,7 +30,7 @@ class ReportStage(Stage):
     of_task = False
 
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
-        samples = (SAMPLES.name,) if config.uses_teacher() else ()
+        samples = (SAMPLES.name,) if uses_teacher(config.method, config.train) else ()
         return (*samples, *PREDICTIONS.inputs(config), PREDICTIONS.name)
 
     def settings(self, config: ExperimentConfig) -> dict[str, Any]:

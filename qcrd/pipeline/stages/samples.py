@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qcrd.config import ConfigError, ExperimentConfig, PaidSettings
+from qcrd.distill.methods import uses_teacher
 from qcrd.pipeline.stage import Planning, Stage, StageRun, Summary, Work
 from qcrd.pipeline.stages.questions import QUESTIONS, read_questions, sizes_of
 from qcrd.storage.output import Storage
@@ -42,7 +43,7 @@ class SamplesStage(Stage):
     costs_money = True
 
     def is_part_of(self, config: ExperimentConfig) -> bool:
-        return config.uses_teacher()
+        return uses_teacher(config.method, config.train)
 
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
         return (QUESTIONS.name,)

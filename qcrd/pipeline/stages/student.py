@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.methods import get_method, uses_discriminator
 from qcrd.distill.schedule import iteration_length
 from qcrd.distill.train import train
 from qcrd.pipeline.model_identity import check_folder, model_identity, named_model
@@ -17,15 +18,8 @@ from qcrd.pipeline.stages.training_set import TRAINING_SET
 from qcrd.storage.artifacts import Artifact, model_folder
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.storage.output import Storage
+from qcrd.tasks import get_task
 from qcrd.tracking.record import RunRecord
-
-_WEIGHTS = ("label_weight", "rationale_weight")
-_LOSS_FIELDS = {
-    "dss": _WEIGHTS,
-    "mi": (*_WEIGHTS, "mi_weight", "mi_variant"),
-    "qcrd": (*_WEIGHTS, "beta", "margin", "scheme", "discriminator_weight", "discriminator_decay"),
-}
-"""Fields of `LossConfig` that a method reads; the others' loss is L_pred alone."""
 
 
 class StudentStage(Stage):
@@ -34,11 +28,11 @@ class StudentStage(Stage):
     of_task = False
 
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
-        discriminator = (DISCRIMINATOR.name,) if config.uses_discriminator() else ()
+        discriminator = (DISCRIMINATOR.name,) if uses_discriminator(config.method, config.discriminator) else ()
         return (QUESTIONS.name, TRAINING_SET.name, *discriminator)
 
     def settings(self, config: ExperimentConfig) -> dict[str, Any]:
-        student, train = config.student, config.train
+        student, train, method = config.student, config.train, get_method(config.method)
         settings: dict[str, Any] = {
             "method": config.method,
             "seed": config.seed,
@@ -51,7 +45,7 @@ class StudentStage(Stage):
                 "max_label_tokens": student.max_label_tokens,
                 "dtype": student.dtype,
             },
-            "loss": {field: getattr(config.loss, field) for field in _LOSS_FIELDS.get(config.method, ())},
+            "loss": {field: getattr(config.loss, field) for field in method.loss_fields},
             "train": {
                 "steps": train.steps,
                 "iteration_steps": train.iteration_steps,
@@ -64,8 +58,9 @@ class StudentStage(Stage):
             },
             "evaluation": {"validation_limit": config.evaluation.validation_limit},
         }
-        if config.method == "qcrd":
+        if method.negatives:
             settings["negatives"] = _negatives_settings(config)
+        if method.discriminator:
             settings["discriminator"] = _online_settings(config)
         return settings
 
@@ -82,7 +77,11 @@ class StudentStage(Stage):
         return Work(f"{steps} in {iterations} iterations of {length}{workers}")
 
     def run(self, run: StageRun) -> Summary:
-        times = train(run.config, run.inputs, run.fingerprint, run.identity, run.out, run.on_event)
+        config = run.config
+        times = train(
+            config, get_task(config.task.name), Storage.of(config.output), run.inputs, run.fingerprint, run.identity,
+            run.out, run.on_event,
+        )  # fmt: skip
         return {**json.loads((run.out / "training.json").read_text()), **times}
 
     def metric_rows(self, folder: Path) -> list[dict[str, Any]]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from qcrd.config import ExperimentConfig, ScratchSizes
-from qcrd.models.student import encode_inputs, encode_targets, train_tokenizer
+from qcrd.distill.methods import get_method, target_of, uses_teacher
+from qcrd.models.tokenizer import encode_inputs, encode_targets, train_tokenizer
 from qcrd.pipeline.model_identity import check_model, given_tokenizer, tokenizer_identity
 from qcrd.pipeline.stage import Stage, StageRun, Summary
 from qcrd.pipeline.stages.questions import QUESTIONS, read_questions
 from qcrd.pipeline.stages.rationales import RATIONALES, of_training_questions
-from qcrd.rationales.single_task import PHRASE
 from qcrd.rationales.training_set import build_examples
 from qcrd.records import Example, Rationale, Vote, read_rows, write_rows
 from qcrd.storage.artifacts import Artifact
@@ -22,7 +22,7 @@ class TrainingSetStage(Stage):
     version = 1
 
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
-        return (QUESTIONS.name, RATIONALES.name) if config.uses_teacher() else (QUESTIONS.name,)
+        return (QUESTIONS.name, RATIONALES.name) if uses_teacher(config.method, config.train) else (QUESTIONS.name,)
 
     def settings(self, config: ExperimentConfig) -> dict[str, Any]:
         student = config.student
@@ -34,9 +34,9 @@ class TrainingSetStage(Stage):
             **tokenizer_identity(config, "student"),
         }
         if config.train.labels == "teacher":
-            settings |= {"labels": "teacher", "voted": config.method == "qcrd"}
-        if config.method == "single_task":
-            settings["target"] = f"rationale, {PHRASE}, label"
+            settings |= {"labels": "teacher", "voted": get_method(config.method).voted_labels}
+        if (phrase := get_method(config.method).answer_phrase) is not None:
+            settings["target"] = f"rationale, {phrase}, label"
         return settings
 
     def check(self, config: ExperimentConfig) -> None:
@@ -56,16 +56,17 @@ class TrainingSetStage(Stage):
             votes = {vote.question_id: vote for vote in read_rows(folder / "votes.parquet", Vote)}
             for row in of_training_questions(read_rows(folder / "rationales.parquet", Rationale), questions):
                 rationales[row.question_id].append(row)
-        student, tokenizer = config.student, given_tokenizer(config, "student")
+        student, target = config.student, target_of(config.method, config.train)
+        tokenizer = given_tokenizer(config, "student")
         if tokenizer is None:
             prefixes = list(student.prefixes.model_dump().values())
             texts = [text for question in train_questions for text in (question.text, question.label)] + prefixes * 100
             texts += [row.text for rows in rationales.values() for row in rows]
-            texts += [PHRASE] * 100 if config.method == "single_task" else []
+            texts += [target.answer_phrase] * 100 if target.answer_phrase is not None else []
             assert isinstance(student, ScratchSizes)
             tokenizer = train_tokenizer(texts, student.vocab_size)
         examples, cut = build_examples(
-            config, train_questions, votes, rationales,
+            student, target, train_questions, votes, rationales,
             lambda texts, limit: encode_inputs(tokenizer, texts, limit),
             lambda texts, limit: encode_targets(tokenizer, texts, limit),
         )  # fmt: skip

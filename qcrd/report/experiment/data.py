@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qcrd.config import ExperimentConfig
+from qcrd.distill.methods import uses_student_negatives, uses_teacher_negatives
 from qcrd.records import Example, Explanation, Prediction, Question, Sample, Score, read_rows
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.teacher.backends.table import backend_of
@@ -47,9 +48,8 @@ class ReportData:
 
     def uses_negatives(self) -> bool:
         """Whether the loss has a negative term."""
-        return self.config.method == "qcrd" and (
-            self.config.uses_student_negatives() or self.config.negatives.source in ("teacher", "snapshot_and_teacher")
-        )
+        method, negatives = self.config.method, self.config.negatives
+        return uses_student_negatives(method, negatives) or uses_teacher_negatives(method, negatives)
 
     def num_predictions(self, checkpoint: str, split: str) -> int:
         return sum(p.checkpoint == checkpoint and p.split == split for p in self.predictions)

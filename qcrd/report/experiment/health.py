@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qcrd.distill.methods import get_method, uses_student_negatives
 from qcrd.records import Score
 from qcrd.report.experiment.data import ReportData, Row, series
 from qcrd.report.experiment.figures import HELD_OUT
@@ -24,7 +25,7 @@ SOURCES = {"teacher_positive": "teacher, positive", "teacher_negative": "teacher
 
 def why_no_discriminator(data: ReportData) -> str:
     """Why there is no discriminator."""
-    if data.config.method != "qcrd":
+    if not get_method(data.config.method).discriminator:
         return f"No discriminator was trained: the method `{data.config.method}` uses none."
     if not data.config.discriminator.enabled:
         return "No discriminator was trained: discriminator.enabled is false (w/o QJ), so s+ = 1 and s- = 0."
@@ -62,7 +63,7 @@ def hinge_rows(data: ReportData) -> tuple[list[Row], str]:
 def health_section(data: ReportData) -> list[str]:
     """Whether the contrastive loss did anything."""
     lines = ["## Loss health", ""]
-    if data.config.method != "qcrd":
+    if not get_method(data.config.method).negatives:
         return [*lines, f"The method `{data.config.method}` has no contrastive loss.", ""]
     rows = data.metric_rows
     hinges, when = hinge_rows(data)
@@ -75,7 +76,7 @@ def health_section(data: ReportData) -> list[str]:
         measures.append(Measure("mean s+ in the loss", "train/positive_quality", rows))
         if data.uses_negatives():
             measures.append(Measure("mean s- in the loss", "train/negative_quality", rows))
-    if data.config.uses_student_negatives():
+    if uses_student_negatives(data.config.method, data.config.negatives):
         measures += [
             Measure("truncated negatives", "negatives/truncated", rows, True),
             Measure("negatives that state the right answer", "negatives/right_answer", rows, True),

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.config import ExperimentConfig, flatten
+from qcrd.distill.methods import get_method, uses_discriminator
 from qcrd.report.experiment.data import ReportData, read_report_data
 from qcrd.report.experiment.figures import learning_curves, loss_health, score_densities
 from qcrd.report.experiment.flow import examples_section, flow_section, statistics_section
@@ -99,7 +100,7 @@ def write_report(
 
 def _draw(data: ReportData, folder: Path) -> None:
     learning_curves(folder / "learning_curves.png", data.subject(), data.metric_rows, best_step(data))
-    if data.config.method == "qcrd":
+    if get_method(data.config.method).negatives:
         loss_health(folder / "loss_health.png", data.subject(), data.metric_rows, data.config.loss.margin)
     if scores := scores_by_source(data.scores):
         score_densities(folder / "score_densities.png", data.subject(), scores, scored_questions(data))
@@ -124,7 +125,7 @@ def _settings_section(data: ReportData) -> list[str]:
     if data.samples is not None:
         groups += ["teacher"]
     groups += [config.method] if config.method in _SETTINGS else []
-    groups += ["discriminator"] if config.uses_discriminator() else []
+    groups += ["discriminator"] if uses_discriminator(config.method, config.discriminator) else []
     values = flatten(config)
     shown = {group: _SETTINGS[group] for group in groups}
     if "teacher" in shown:

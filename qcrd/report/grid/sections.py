@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from qcrd.config.grid import SHARES, Cell, Grid
+from qcrd.distill.methods import uses_teacher
 from qcrd.report.grid.claims import Summary, Tested, column_student
 from qcrd.report.grid.data import ComparisonResult, GridResults, is_simulated
 from qcrd.report.grid.statistics import sign_test
@@ -167,7 +168,7 @@ def _counts(result: ComparisonResult) -> list[str]:
 
 def made_section(grid: Grid, results: GridResults, about: Mapping[str, str]) -> list[str]:
     """Command, commit, hardware and whatever else the caller says, the seeds, teachers, and every number's source."""
-    asked = [cell.config.teacher for cell in grid.cells if cell.config.uses_teacher()]
+    asked = [cell.config.teacher for cell in grid.cells if uses_teacher(cell.config.method, cell.config.train)]
     teachers = sorted({backend_of(teacher).name(teacher) for teacher in asked})
     told = {**about, "seeds": ", ".join(map(str, grid.seeds)), "teacher": ", ".join(teachers) or "none"}
     lines = ["## How it was made", "", *table(["what", "value"], [[shown(k), shown(v)] for k, v in told.items()])]

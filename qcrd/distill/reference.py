@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from qcrd.config import LossConfig
-from qcrd.distill.step import QuestionBatch
+from qcrd.distill.batch import QuestionBatch
 from qcrd.models.student import Student
 
 Rows = Sequence[Sequence[int]]

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 import ray
 from ray._private import ray_constants
 
+from qcrd.config import ResourcesConfig
+
 RAY_DEFAULTS = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a checkpoint's commit waits for this poll
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -51,3 +53,10 @@ def stop_ray() -> None:
 def cluster_resources() -> Mapping[str, float]:
     """What the cluster has by kind, such as CPU and GPU; nothing where Ray has not been started."""
     return ray.cluster_resources() if ray.is_initialized() else {}
+
+
+def uses_gpu(resources: ResourcesConfig) -> bool:
+    """Whether model stages ask Ray for a GPU: `resources.device`, or for `auto` whether the cluster has one."""
+    if resources.device == "auto":
+        return ray.cluster_resources().get("GPU", 0) > 0
+    return resources.device == "cuda"
