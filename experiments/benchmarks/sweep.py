@@ -35,7 +35,8 @@ from qcrd.config import (
 )
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.pipeline.run import Options, run, start_ray, stop_ray
+from qcrd.pipeline.run import Options, run
+from qcrd.pipeline.session import start_ray, stop_ray
 from qcrd.report.sweep.data import SweepResults
 from qcrd.sweeps.record import SweepRecord
 from qcrd.sweeps.run import run_sweep

@@ -25,15 +25,14 @@ TIMES = "times.json"
 """How long training took, which is no part of its result."""
 
 
-def keep_results(training: Training, keep_checkpoints: bool = False) -> None:
+def keep_results(training: Training) -> None:
     """Write the results of a training that is over, which make its checkpoints superfluous."""
     with whole_or_absent(training.store.folder / RESULTS) as temporary:
         temporary.mkdir()
         write_results(training, temporary)
     storage, name = training.store.storage, training.store.name
     storage.publish(f"{name}/{RESULTS}")
-    if not keep_checkpoints:
-        clear(storage, name)
+    clear(storage, name)
 
 
 def kept_rows(storage: Storage, training: str) -> list[dict[str, Any]]:
