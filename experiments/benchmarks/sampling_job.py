@@ -11,10 +11,9 @@ import resource
 import sys
 from pathlib import Path
 
-from qcrd.pipeline.stages_of import sample_source
-
 from qcrd.config import ExperimentConfig
-from qcrd.pipeline.run import start_ray
+from qcrd.pipeline.session import start_ray
+from qcrd.pipeline.stages.samples import sample_source
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.sample import sample
 

@@ -87,7 +87,7 @@ class ExperimentConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """All that may change a result, as plain data: without paths, hardware, tracking, and how replies are got."""
         data = self.model_dump(mode="json", exclude={"output", "resources", "tracking", "checkpoint"})
-        data["task"].pop("path")
+        data["task"].pop("path", None)
         data["train"].pop("micro_batch_size")
         data["negatives"].pop("placement")
         if self.negatives.fixed is not None:

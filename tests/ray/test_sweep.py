@@ -22,13 +22,14 @@ from experiments.sweeps.settings import base as smoke
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.distill.train import everywhere, named, set_up_torch, training_name
-from qcrd.pipeline.run import DEFAULT_OPTIONS, Options, open_record, prepare_student, run, student_job
+from qcrd.distill.train import set_up_torch
+from qcrd.pipeline.run import DEFAULT_OPTIONS, Options, open_record, prepared, run, run_inputs_of
+from qcrd.pipeline.stages.student import STUDENT
 from qcrd.sweeps import seeds as trial_module
-from qcrd.sweeps.record import TRIALS, SweepRecord
+from qcrd.sweeps.record import TRIALS
 from qcrd.sweeps.run import run_sweep
-from qcrd.sweeps.search_space import key_of
-from qcrd.sweeps.seeds import SeedJob, train_seeds
+from qcrd.sweeps.seeds import SeedRun, train_seeds
+from qcrd.sweeps.trials import seed_run
 
 pytestmark = pytest.mark.usefixtures("ray_started")
 TINY = {
@@ -57,10 +58,8 @@ def sweep_of(output: Path, values: list[float], changes: dict[str, Any] | None =
     return Sweep(name="small", title="a small sweep", base=base(output, **(changes or {})), space=space, **settings)
 
 
-def job_of(config: ExperimentConfig) -> SeedJob:
-    job = student_job(config)
-    folder = training_name(job.artifact.fingerprint)
-    return SeedJob(everywhere(config), named(config, job.inputs), job.identity, folder, job.artifact.full_name)
+def run_of(config: ExperimentConfig) -> SeedRun:
+    return seed_run(prepared(STUDENT, config))
 
 
 class Killed(Exception):
@@ -70,8 +69,8 @@ class Killed(Exception):
 @pytest.mark.faults
 def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Path):
     configs = [base(tmp_path / "trial", seed=seed) for seed in (0, 1)]
-    prepare_student(configs[0], display(), open_record(configs[0], display()), DEFAULT_OPTIONS)
-    jobs = [SeedJob.from_dict(job_of(config).as_dict()) for config in configs]
+    run_inputs_of(STUDENT, configs[0], display(), open_record(configs[0], display()), DEFAULT_OPTIONS)
+    runs = [SeedRun.from_dict(run_of(config).as_dict()) for config in configs]
     reports: list[dict[str, Any]] = []
     events: list[tuple[int, str]] = []
 
@@ -82,9 +81,9 @@ def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Pat
 
     device = set_up_torch(configs[0])
     with pytest.raises(Killed):
-        train_seeds(jobs, device, lambda seed, event: events.append((seed, event["kind"])), report_and_die)
+        train_seeds(runs, device, lambda seed, event: events.append((seed, event["kind"])), report_and_die)
     assert {(0, "restart"), (1, "restart"), (1, "metrics")} <= set(events)
-    train_seeds(jobs, device, lambda seed, event: None, reports.append, reported=len(reports))
+    train_seeds(runs, device, lambda seed, event: None, reports.append, reported=len(reports))
     assert [row["iteration"] for row in reports] == [1, 2, 3, 4] and [row["steps"] for row in reports] == [
         20, 40, 60, 80,
     ]  # fmt: skip
@@ -93,30 +92,30 @@ def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Pat
         alone = run(base(tmp_path / "alone", seed=seed), display(), Options(until="student"))
         summary = alone["student"].marker()["summary"]
         lines = (alone["student"].path / "metrics.jsonl").read_text()
-        assert lines == (tmp_path / "trial" / jobs[seed].folder / "results" / "metrics.jsonl").read_text()
+        assert lines == (tmp_path / "trial" / runs[seed].folder / "results" / "metrics.jsonl").read_text()
         assert max(row["accuracies"][seed] for row in reports) == summary["best_validation_accuracy"]
     best = [max(row["accuracies"][seed] for row in reports) for seed in (0, 1)]
     assert reports[-1]["score"] == pytest.approx(sum(best) / 2)
 
     again: list[dict[str, Any]] = []  # finished trainings are read, not repeated
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / jobs[0].folder).rglob("*")}
-    train_seeds(jobs, device, lambda seed, event: None, again.append)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / runs[0].folder).rglob("*")}
+    train_seeds(runs, device, lambda seed, event: None, again.append)
     names = ("iteration", "accuracies", "score", "steps")
     assert [[row[name] for name in names] for row in again] == [[row[name] for name in names] for row in reports]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / jobs[0].folder).rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / runs[0].folder).rglob("*")} == before
 
 
 @pytest.mark.ray
 def test_memory_that_runs_out_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = base(tmp_path)
-    prepare_student(config, display(), open_record(config, display()), DEFAULT_OPTIONS)
+    run_inputs_of(STUDENT, config, display(), open_record(config, display()), DEFAULT_OPTIONS)
 
     def full(self: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(trial_module.Training, "run_iteration", full)
     with pytest.raises(MemoryError, match=r"train\.micro_batch_size .*Tried to allocate 2\.00 GiB"):
-        train_seeds([job_of(config)], torch.device("cpu"), lambda seed, event: None, lambda row: None)
+        train_seeds([run_of(config)], torch.device("cpu"), lambda seed, event: None, lambda row: None)
 
 
 @pytest.mark.faults
