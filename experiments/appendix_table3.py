@@ -3,41 +3,32 @@
 """
 
 from experiments.settings import claims, columns, config, seeds, svamp_cells, titled
-from qcrd.config import ExperimentConfig
-from qcrd.config.grid import Grid
+from qcrd.config.grid import ANOTHER_CELLS, Cell, Grid
 
+DSS = "DSS"
+"""The row that the paper's table lacks: the student whose samples are the negatives of the row `fixed`."""
+FIXED = "fixed (a DSS student)"
 ROWS = {
     "j = 3": {"negatives.gap": 3},
     "j = 5": {"negatives.gap": 5},
     "j = 10": {"negatives.gap": 10},
-    "fixed (a DSS student)": {"negatives.source": "fixed"},
+    FIXED: {"negatives.source": "fixed", "negatives.fixed": ANOTHER_CELLS},
     "teacher's": {"negatives.source": "teacher"},
 }
 
 
-def _fixed(preset: str) -> ExperimentConfig:
-    (task,) = columns(preset, ["svamp"])
-    return config(preset, task, changes={"method": "dss"})
-
-
-def fixed_paper() -> ExperimentConfig:
-    """The student whose samples are the negatives of the row `fixed`."""
-    return _fixed("paper")
-
-
-def fixed_smoke() -> ExperimentConfig:
-    return _fixed("smoke")
-
-
 def recipe(preset: str = "paper") -> Grid:
-    fixed = {"negatives.fixed": f"{__file__}:fixed_{preset}"}
-    rows = {row: {**changes, **(fixed if "fixed" in row else {})} for row, changes in ROWS.items()}
-    cells = svamp_cells(preset, rows, (68.0, 69.0, 68.5, 66.5, 64.5))
+    ((task, title),) = columns(preset, ["svamp"]).items()
+    cells = [
+        cell.model_copy(update={"fixed_negatives_from": (DSS, title)}) if cell.row == FIXED else cell
+        for cell in svamp_cells(preset, ROWS, (68.0, 69.0, 68.5, 66.5, 64.5))
+    ]
+    writer = Cell(row=DSS, column=title, config=config(preset, task, changes={"method": "dss"}), shown=False)
     return Grid(
         name="appendix-table3",
         title=titled(preset, "Appendix Table 3: sources of negatives", "SVAMP, T5-base"),
         row_title="negatives",
-        cells=tuple(cells),
+        cells=(*cells, writer),
         seeds=seeds(preset),
         claims=claims(cells, "j = 5", [row for row in ROWS if row != "j = 5"]),
     )

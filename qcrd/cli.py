@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import ValidationError
 
-from qcrd.config import ConfigError, ExperimentConfig, one_line
+from qcrd.config import ConfigError, ExperimentConfig, one_line, with_overrides
 from qcrd.config.grid import Grid
-from qcrd.config.overrides import override_experiment, override_grid, override_sweep, pairs_of
+from qcrd.config.overrides import override_grid, override_sweep, pairs_of
 from qcrd.config.recipes import load_recipe, project_root, recipe_file
 from qcrd.config.sweep import Sweep
 
@@ -41,7 +41,7 @@ def load(
         if isinstance(made, ExperimentConfig):
             if seeds is not None:
                 raise ConfigError(f"--seeds: {seeds!r} is not allowed for one experiment; write seed=1")
-            return override_experiment(made, pairs)
+            return with_overrides(made, pairs)
         if isinstance(made, Sweep):
             return override_sweep(made, pairs, seeds)
         return override_grid(made, pairs, seeds)

@@ -12,12 +12,8 @@ import sys
 from pathlib import Path
 
 from qcrd.config import ExperimentConfig
-<<<<<<< HEAD
-from qcrd.pipeline.session import start_ray
 from qcrd.pipeline.stages.samples import sample_source
-=======
 from qcrd.runtime.session import start_ray
->>>>>>> w-distill
 from qcrd.tasks import get_task, load_questions
 from qcrd.teacher.sample import sample
 

@@ -79,7 +79,7 @@ def makespan(hours: Sequence[float], gpus: int) -> float:
 
 
 def table1_hours() -> tuple[float, ...]:
-    """Of each student in the order of `jobs_of`: seed by seed, the longest first, those that the paper lacks last."""
+    """Of each student in the order of `runs_of`: seed by seed, the longest first, those that the paper lacks last."""
     known = [TRAINING_HOURS.get((BASE, str(changes["method"])), 0.0) for changes in METHODS.values()]
     each = [hours or SINGLE_TASK_HOURS for hours in sorted(known, reverse=True) for _ in BENCHMARKS]
     return tuple(each * SEEDS)

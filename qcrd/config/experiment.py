@@ -52,9 +52,7 @@ class ExperimentConfig(Settings):
                 "0 must be among them"
             )
         if self.negatives.source == "fixed" and not self.negatives.fixed:
-            raise ValueError(
-                "negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder or a recipe"
-            )
+            raise ValueError("negatives.fixed: None is not allowed; negatives.source = fixed needs a model folder")
         self._check_batch()
         return self
 
@@ -85,21 +83,13 @@ class ExperimentConfig(Settings):
     def identity(self) -> dict[str, Any]:
         """All that may change a result, as plain data: without paths, hardware, tracking, and how replies are got."""
         data = self.model_dump(mode="json", exclude={"output", "resources", "tracking", "checkpoint"})
-        data["task"].pop("path")
+        data["task"].pop("path", None)
         data["train"].pop("micro_batch_size")
         data["negatives"].pop("placement")
-        if self.fixed_recipe is not None:
-            data["negatives"]["fixed"] = self.fixed_recipe.rpartition("/")[2]  # a recipe's folder is a path
-        else:
-            data["negatives"].pop("fixed_overrides")
+        if self.negatives.fixed is not None:
+            data["negatives"].pop("fixed")  # a path; what lies there is a part of the student's identity
         data["teacher"] = {key: value for key, value in data["teacher"].items() if key not in TEACHER_MEANS}
         return data
-
-    @property
-    def fixed_recipe(self) -> str | None:
-        """`negatives.fixed` where it names a recipe (file.py or file.py:function) and not a folder."""
-        fixed = self.negatives.fixed if self.negatives.source == "fixed" else None
-        return fixed if fixed is not None and fixed.partition(":")[0].endswith(".py") else None
 
     def train_limit(self, available: int) -> int | None:
         """How many of the `available` training questions are kept; None where that is all of them.

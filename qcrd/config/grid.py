@@ -1,6 +1,6 @@
 """A grid of experiments as data: cells by row and column, seeds, what the paper printed, and the claims to test.
 
-A table or figure of the paper is one grid. Knows nothing about how a cell is run (run_grid.py) or shown (report/).
+A table or figure of the paper is one grid. Knows nothing about how a cell is run (grids/) or shown (report/).
 """
 
 from __future__ import annotations
@@ -34,6 +34,10 @@ SEEDED = frozenset({"test_accuracy", "training_hours"})
 """Measures that differ between seeds; the others are taken once."""
 
 
+ANOTHER_CELLS = "another cell's student"
+"""`negatives.fixed` of a cell whose negatives are written by another cell's student (`Cell.fixed_negatives_from`)."""
+
+
 class PaperValue(Settings):
     """What the paper printed in a cell: % for shares of right items, else the number. `flag`: why it is doubtful."""
 
@@ -42,13 +46,24 @@ class PaperValue(Settings):
 
 
 class Cell(Settings):
-    """One cell: a complete experiment, whose seed is replaced by each of the grid's, and what is read off it."""
+    """One cell: a complete experiment, whose seed is replaced by each of the grid's, and what is read off it.
+
+    `fixed_negatives_from`: row and column of the cell whose student of the same seed writes this one's negatives; it is
+    trained first, and `negatives.fixed`, `ANOTHER_CELLS` until then, becomes that student's folder. `shown`: whether it
+    is in the report; a cell that is not is there for another's sake.
+    """
 
     row: str
     column: str
     config: ExperimentConfig
     measure: Measure = "test_accuracy"
     paper: PaperValue | None = None
+    fixed_negatives_from: tuple[str, str] | None = None
+    shown: bool = True
+
+    @property
+    def place(self) -> tuple[str, str]:
+        return self.row, self.column
 
 
 class Claim(Settings):
@@ -75,7 +90,7 @@ class Comparison(Settings):
 class Grid(Settings):
     """A table or figure: its cells, each for every seed.
 
-    `results` names a folder of the checkout with cells that somebody has already finished (see cell_files.py).
+    `results` names a folder of the checkout with cells that somebody has already finished (see grids/cells.py).
     """
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")
@@ -91,22 +106,52 @@ class Grid(Settings):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        places = Counter((cell.row, cell.column) for cell in self.cells)
+        places = Counter(cell.place for cell in self.cells)
         if twice := [place for place, count in places.items() if count > 1]:
             raise ValueError(f"cells: {twice[0]} occurs twice")
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds: {list(self.seeds)} is not allowed; each once")
         wanted = [(claim.column, row) for claim in self.claims for row in (claim.better, claim.worse)]
         wanted += [(one.column, row) for one in self.comparisons for row in (one.first, one.second)]
+        shown = self.shown_cells
         for column, row in wanted:
-            if (row, column) not in places:
-                raise ValueError(f"claims and comparisons: there is no cell ({row!r}, {column!r})")
+            if (row, column) not in (cell.place for cell in shown):
+                raise ValueError(f"claims and comparisons: there is no cell ({row!r}, {column!r}) that is shown")
+        if not shown:
+            raise ValueError("cells: none is shown")
+        for cell in self.cells:
+            self._check_fixed_negatives(cell)
         if self.comparisons and self.llm_judge is None:
             raise ValueError("llm_judge: None is not allowed; comparisons need one")
         for one in self.comparisons:
             for row in (one.first, one.second):
                 self._check_explained(row, one)
         return self
+
+    def _check_fixed_negatives(self, cell: Cell) -> None:
+        negatives = cell.config.negatives
+        given = negatives.source == "fixed" and negatives.fixed == ANOTHER_CELLS
+        if cell.fixed_negatives_from is None:
+            if given:
+                raise ValueError(f"negatives.fixed: {ANOTHER_CELLS!r} is not allowed; {cell.place} names no other cell")
+            return
+        if negatives.source != "fixed":
+            raise ValueError(
+                f"negatives.source: {negatives.source!r} is not allowed; {cell.place} takes its negatives from "
+                f"another cell's student, so it must be 'fixed'"
+            )
+        if not given:
+            raise ValueError(
+                f"negatives.fixed: {negatives.fixed!r} is not allowed; {cell.place} takes the student of "
+                f"{cell.fixed_negatives_from}, for which {ANOTHER_CELLS!r} stands"
+            )
+        other = self.cell(*cell.fixed_negatives_from)
+        if other is None:
+            raise ValueError(f"fixed_negatives_from: there is no cell {cell.fixed_negatives_from}")
+        if other.fixed_negatives_from is not None:
+            raise ValueError(f"fixed_negatives_from: {other.place} is not allowed; it names another cell itself")
+        if other.measure not in SEEDED or other.config.output != cell.config.output:
+            raise ValueError(f"fixed_negatives_from: {other.place} is not allowed; it trains no student in this output")
 
     def _check_explained(self, row: str, comparison: Comparison) -> None:
         cell = self.cell(row, comparison.column)
@@ -121,6 +166,16 @@ class Grid(Settings):
             )
 
     @property
+    def shown_cells(self) -> tuple[Cell, ...]:
+        """The cells of its report."""
+        return tuple(cell for cell in self.cells if cell.shown)
+
+    @property
+    def named_cells(self) -> set[tuple[str, str]]:
+        """Row and column of those whose students write other cells' negatives."""
+        return {cell.fixed_negatives_from for cell in self.cells if cell.fixed_negatives_from is not None}
+
+    @property
     def rows(self) -> list[str]:
         return list(dict.fromkeys(cell.row for cell in self.cells))
 
@@ -129,7 +184,7 @@ class Grid(Settings):
         return list(dict.fromkeys(cell.column for cell in self.cells))
 
     def cell(self, row: str, column: str) -> Cell | None:
-        return next((cell for cell in self.cells if (cell.row, cell.column) == (row, column)), None)
+        return next((cell for cell in self.cells if cell.place == (row, column)), None)
 
     def seeds_of(self, cell: Cell) -> tuple[int, ...]:
         """The seeds for which a cell is run."""

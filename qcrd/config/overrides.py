@@ -24,19 +24,6 @@ def pairs_of(overrides: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-_NOT_PASSED = frozenset({"method", "name", "negatives", "output", "resources", "seed", "tracking"})
-"""What a student that writes negatives has of its own, or of the experiment in any case (`pipeline.fixed_recipe`)."""
-
-
-def override_experiment(config: ExperimentConfig, pairs: Mapping[str, str]) -> ExperimentConfig:
-    """An experiment with overrides, which hold for the student that writes its negatives, too."""
-    changed = with_overrides(config, pairs)
-    passed = {key: value for key, value in pairs.items() if key.partition(".")[0] not in _NOT_PASSED}
-    if changed.fixed_recipe is None or not passed:
-        return changed
-    return with_overrides(changed, {"negatives.fixed_overrides": changed.negatives.fixed_overrides | passed})
-
-
 def _parted(pairs: Mapping[str, str], group: str) -> tuple[dict[str, str], dict[str, str]]:
     """The settings of a group (`sweep.…`) without its name, and the others."""
     own = {key.removeprefix(f"{group}."): value for key, value in pairs.items() if key.startswith(f"{group}.")}
@@ -46,7 +33,7 @@ def _parted(pairs: Mapping[str, str], group: str) -> tuple[dict[str, str], dict[
 def override_grid(grid: Grid, pairs: Mapping[str, str], seeds: str | None) -> Grid:
     """A grid with its LLM judge's settings (llm_judge.model=…), those of all cells, and seeds replaced."""
     own, others = _parted(pairs, "llm_judge")
-    cells = [cell.model_copy(update={"config": override_experiment(cell.config, others)}) for cell in grid.cells]
+    cells = [cell.model_copy(update={"config": with_overrides(cell.config, others)}) for cell in grid.cells]
     changed: dict[str, Any] = {"cells": cells} | ({} if seeds is None else {"seeds": seeds.split(",")})
     if own:
         if grid.llm_judge is None:
@@ -63,6 +50,6 @@ def override_grid(grid: Grid, pairs: Mapping[str, str], seeds: str | None) -> Gr
 def override_sweep(sweep: Sweep, pairs: Mapping[str, str], seeds: str | None) -> Sweep:
     """A sweep with its own settings (sweep.budget_hours=2), those of its base, and seeds replaced."""
     own, others = _parted(pairs, "sweep")
-    base = override_experiment(sweep.base, others)
+    base = with_overrides(sweep.base, others)
     changed: dict[str, Any] = {**own, "base": base} | ({} if seeds is None else {"seeds": seeds.split(",")})
     return Sweep.model_validate({**dict(sweep), **changed})

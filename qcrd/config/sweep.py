@@ -1,7 +1,8 @@
 """A sweep as data: a base experiment, the fields to vary, how configurations are proposed, judged and stopped.
 
 Configurations are compared by accuracy on the *validation* questions, as the mean over all seeds; the test set takes no
-part but for the winner, once. Knows nothing about how proposals are drawn (search_space.py) or trained (run_sweep.py).
+part but for the winner, once. Knows nothing about how proposals are drawn (sweeps/search_space.py) or trained
+(sweeps/run.py).
 """
 
 from __future__ import annotations
@@ -34,13 +35,11 @@ class Sweep(Settings):
     objectives: Literal["accuracy", "accuracy_and_cost"] = Field(
         default="accuracy", description="what optuna looks for; cost: measured seconds of training"
     )
-    scheduler: Literal["none", "asha", "median", "pbt"] = Field(
+    scheduler: Literal["none", "asha", "median"] = Field(
         default="none", description="who ends configurations early, at the end of an iteration"
     )
     grace_iterations: Positive = Field(default=1, description="iterations that every configuration gets")
     reduction_factor: float = Field(default=4, gt=1, description="asha: one of so many goes on at each rung")
-    perturb: tuple[str, ...] = Field(default=(), description="pbt: fields that change while a population trains")
-    perturb_iterations: Positive = Field(default=1, description="pbt: iterations between two perturbations")
     max_failures: int = Field(default=1, ge=0, description="how often a failed configuration is tried again")
     budget_hours: float | None = Field(
         default=None, gt=0, description="GPU hours of training (worker hours without GPUs); then no more is begun"
@@ -57,33 +56,10 @@ class Sweep(Settings):
         for field in ("seed", "output", "name"):
             if field in self.space:
                 raise ValueError(f"space: {field!r} is not allowed; seeds are the sweep's own, the rest no setting")
-        self._check_pbt()
         return self
-
-    def _check_pbt(self) -> None:
-        if self.scheduler != "pbt":
-            if self.perturb:
-                raise ValueError(f"perturb: {list(self.perturb)} is not allowed; only scheduler = pbt perturbs")
-            return
-        if self.base.resources.workers > 1:
-            raise ValueError(
-                f"resources.workers: {self.base.resources.workers} is not allowed with scheduler = pbt: a population "
-                "hands over checkpoints, which Ray Tune does not pass through a nested TorchTrainer; use 1, or asha"
-            )
-        if self.searcher == "optuna":
-            raise ValueError("searcher: 'optuna' is not allowed with scheduler = pbt, whose members begin together")
-        if not self.perturb or not set(self.perturb) <= set(self.space) & PERTURBABLE:
-            raise ValueError(
-                f"perturb: {list(self.perturb)} is not allowed; scheduler = pbt changes fields of `space` while a "
-                f"student trains, which can be {', '.join(sorted(PERTURBABLE))}"
-            )
 
     def config(self, values: Mapping[str, Any], seed: int, most_samples: int) -> ExperimentConfig:
         """One configuration and seed. The teacher is asked for `most_samples`, of which a configuration uses its m, so
         that all share them. Raises `ConfigError`."""
         shared = {MOST_SAMPLES: max(most_samples, self.base.teacher.num_samples)}
         return with_overrides(self.base, {**shared, **values, "seed": seed})
-
-
-PERTURBABLE = frozenset({"train.learning_rate", "negatives.temperature", "loss.beta", "loss.margin"})
-"""Fields that may change between two iterations of one training."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -16,12 +16,7 @@ class NegativesConfig(Settings):
     num_samples: int = Field(default=1, ge=0, description="k: samples a question visited")
     gap: int = Field(default=5, ge=1, description="j: iteration t samples from snapshot max(0, t - j)")
     warmup: Literal["initial", "skip"] = "initial"
-    fixed: str | None = Field(
-        default=None, description="for source=fixed: a model folder, or a recipe, whose student is trained first"
-    )
-    fixed_overrides: dict[str, Any] = Field(
-        default={}, description="settings of that recipe to replace; the command line adds its own overrides"
-    )
+    fixed: str | None = Field(default=None, description="for source=fixed: a model folder")
     temperature: float = Field(default=1.5, ge=0)
     top_k: int = Field(default=50, ge=0, description="0: the whole vocabulary")
     max_new_tokens: Positive = 64

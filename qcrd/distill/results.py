@@ -27,15 +27,14 @@ TIMES = "times.json"
 """How long training took, which is no part of its result."""
 
 
-def keep_results(training: Training, keep_checkpoints: bool = False) -> None:
+def keep_results(training: Training) -> None:
     """Write the results of a training that is over, which make its checkpoints superfluous."""
     with whole_or_absent(training.store.folder / RESULTS) as temporary:
         temporary.mkdir()
         write_results(training, temporary)
     storage, name = training.store.storage, training.store.name
     storage.publish(f"{name}/{RESULTS}")
-    if not keep_checkpoints:
-        clear(storage, name)
+    clear(storage, name)
 
 
 def kept_rows(storage: Storage, training: str) -> list[dict[str, Any]]:
@@ -55,7 +54,7 @@ def copy_results(results: Path, out: Path) -> dict[str, float]:
 
 
 def write_results(training: Training, folder: Path) -> None:
-    """Write students (initial, best, last), discriminator, rows and a summary into `folder`. The student's weights change."""
+    """Write students (initial, best, last), discriminator, rows and summary into `folder`. The student's weights change."""
     progress = training.progress
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training.rows))
     for name, iteration in (("initial", 0), ("best", progress.best_iteration), ("last", progress.iteration)):

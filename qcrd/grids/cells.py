@@ -9,8 +9,11 @@ settings is not taken for this one. Neither weights nor questions are in these f
 
 from __future__ import annotations
 
+import datetime
 import json
+import platform
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -19,9 +22,11 @@ from qcrd.config.grid import Cell
 from qcrd.pipeline.identity import experiment_identity
 from qcrd.records import Explanation, Prediction, Score, read_rows, write_rows
 from qcrd.report.grid.data import CellResult
+from qcrd.runtime.session import cluster_resources
 from qcrd.storage.atomic import discard, whole_or_absent
 from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
+from qcrd.tracking.provenance import command_line, git_state
 
 CELL, PREDICTIONS, METRICS, EXPLANATIONS, SCORES = (
     "cell.json", "predictions.parquet", "metrics.jsonl", "explanations.parquet", "scores.parquet",
@@ -85,3 +90,14 @@ def read_cell(folder: Path) -> CellResult | None:
 def right_of(predictions: list[Prediction]) -> dict[str, bool]:
     """Test question id → whether its label is right at the best validation checkpoint."""
     return {p.question_id: p.right for p in predictions if p.split == "test" and p.checkpoint == "best"}
+
+
+def about() -> dict[str, str]:
+    """By which command, at which commit and on what machine numbers were made."""
+    code, has = git_state(Path(__file__).parent), cluster_resources()
+    return {
+        "command": command_line(sys.argv[1:]),
+        "commit": code["commit"] + (" (with changes)" if code["dirty"] == "true" else ""),
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "machine": f"{platform.machine()}, {has.get('CPU', 0):g} CPUs, {has.get('GPU', 0):g} GPUs",
+    }

@@ -11,9 +11,13 @@ from qcrd.config import ExperimentConfig, PaidSettings
 from qcrd.config.grid import Grid
 from qcrd.console import Display
 from qcrd.evaluate.llm_judge import comparison_requests, comparison_usd
-from qcrd.grids.run import check_grid, jobs_of, paper_hours
-from qcrd.pipeline.run import PlannedStage, fixed_recipe, plan, show_cost
-from qcrd.pipeline.stages_of import Stage, stages_of
+from qcrd.grids.cell_runs import CellRun, paper_hours, runs_of
+from qcrd.grids.run import check_grid
+from qcrd.pipeline.plan import PlannedStage, plan, show_cost
+from qcrd.pipeline.stage import Stage
+from qcrd.pipeline.stages import stages_of
+from qcrd.pipeline.stages.samples import SAMPLES
+from qcrd.pipeline.stages.student import STUDENT
 from qcrd.storage.fingerprints import digest_of
 from qcrd.tasks import get_task, load_questions
 from qcrd.tasks.files import must_be_downloaded
@@ -26,7 +30,7 @@ class GridPlan:
     """Counts over a whole grid. `hours`: method → GPU hours, where the paper gives them for that student."""
 
     grid: Grid
-    jobs: int
+    runs: int
     to_run: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     work: dict[str, list[str]] = field(default_factory=dict)
@@ -39,7 +43,7 @@ class GridPlan:
 
     def show(self, display: Display) -> None:
         grid, seeds = self.grid, ", ".join(map(str, self.grid.seeds))
-        title = f"{grid.name}: {grid.title}; {len(grid.cells)} cells, seeds {seeds}, {self.jobs} runs"
+        title = f"{grid.name}: {grid.title}; {len(grid.cells)} cells, seeds {seeds}, {self.runs} runs"
         longest = max((stages_of(cell.config) for cell in grid.cells), key=len)
         names = [stage.name for stage in longest if stage.name in self.done or stage.name in self.to_run]
         rows = [[name, self.to_run[name], self.done[name], self._work(name)] for name in names]
@@ -59,7 +63,7 @@ class GridPlan:
         usd = [way.most_usd for cost in self.costs for way in cost.ways if way.chosen]
         if any(value is not None for value in usd):
             known = sum(value for value in usd if value is not None)
-            unread = any("--download" in text for text in self.work.get("samples", []))
+            unread = any("--download" in text for text in self.work.get(SAMPLES.name, []))
             rest = ", without what has no known price" if None in usd else ""
             rest += ", without the questions that are still to be downloaded" if unread else ""
             display.say(f"The teacher's samples cost at most ${known:,.2f}{rest}.")
@@ -90,14 +94,12 @@ class GridPlan:
 def plan_grid(grid: Grid, download: bool = False, until: str | None = None) -> GridPlan:
     """Plan every cell and seed, up to the stage `until`; what two of them share counts once. Raises `ConfigError`."""
     check_grid(grid)
-    jobs = jobs_of(grid)
-    found = GridPlan(grid, len(jobs))
+    runs = runs_of(grid)
+    found = GridPlan(grid, len(runs))
     seen: set[str] = set()
     largest: dict[str, tuple[int, CostEstimate]] = {}
-    for job in jobs:
-        if (other := fixed_recipe(job.config)) is not None:
-            _count(found, other, "student", download, seen, largest)
-        _count(found, job.config, until or job.until, download, seen, largest)
+    for one in runs:
+        _count(found, one, until or one.until, download, seen, largest)
     found.costs = [cost for _, cost in largest.values() if cost.samples]
     _count_comparisons(found, download)
     return found
@@ -120,12 +122,13 @@ def _count_comparisons(found: GridPlan, download: bool) -> None:
 
 
 def _count(
-    found: GridPlan, config: ExperimentConfig, until: str, download: bool, seen: set[str],
+    found: GridPlan, one: CellRun, until: str, download: bool, seen: set[str],
     largest: dict[str, tuple[int, CostEstimate]],
 ) -> None:  # fmt: skip
+    config = one.config
     stages = {stage.name: stage for stage in stages_of(config)}
     keys = _keys(config, stages)
-    for planned in plan(config, download, until, count_samples=keys.get("samples") not in seen):
+    for planned in plan(one.planned_config(), download, until, count=keys.get(SAMPLES.name) not in seen):
         key = keys[planned.stage]
         if key not in seen:
             seen.add(key)
@@ -147,7 +150,7 @@ def _add(
         group = digest_of([config.task.name, settings])
         if group not in largest or largest[group][0] < planned.cost.samples:
             largest[group] = planned.cost.samples, planned.cost
-    if stage.name == "student":
+    if stage == STUDENT:
         found.students[config.method] += 1
         hours = paper_hours(config)
         if hours is None:
@@ -160,5 +163,5 @@ def _keys(config: ExperimentConfig, stages: Mapping[str, Stage]) -> dict[str, st
     """Per stage what is equal for two cells that share its artifact. A stage comes after its inputs."""
     keys: dict[str, str] = {}
     for name, stage in stages.items():
-        keys[name] = digest_of([name, stage.settings(config), [keys[one] for one in stage.inputs]])
+        keys[name] = digest_of([name, stage.settings(config), [keys[one] for one in stage.inputs(config)]])
     return keys

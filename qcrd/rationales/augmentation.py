@@ -1,4 +1,5 @@
-"""Corrupted rationales: word mask and replacement, for a discriminator that has too few negatives (paper, appendix A.3).
+"""Corrupted rationales: word mask and replacement, for a discriminator that has too few negatives (paper, appendix
+A.3).
 
 Content words, numbers and operators are masked or replaced. Words are chosen by part of speech: with
 `stanza` (an extra) by its tagger, else by rules. Knows nothing about models or tasks.

@@ -5,12 +5,10 @@ news come in, closed when it is over, sent again where MLflow was away. Knows no
 from __future__ import annotations
 
 import itertools
-import json
 from pathlib import Path
 
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.distill.population import newest_life
 from qcrd.distill.results import kept_rows
 from qcrd.distill.train import training_name
 from qcrd.pipeline.recording import start_record
@@ -82,8 +80,6 @@ class SweepChildren:
                     "sweep/score": round(trial.results[-1]["score"], 6),
                 }])  # fmt: skip
             child.add_tags({"qcrd.early_stopped": str(trial.status == "stopped").lower(), "qcrd.status": trial.status})
-            if len(trial.history) > 1:
-                child.add_tags({"qcrd.history": json.dumps(trial.history)})
             child.close("FAILED" if trial.status in ("failed", "unfinished") else "FINISHED", wait=False)
             self._closed = [*(one for one in self._closed if one.is_copying), child]
 
@@ -109,9 +105,6 @@ class SweepChildren:
 
     def _training(self, key: str, seed: int) -> str:
         """Where in the output the training of a configuration and seed has its checkpoints and results."""
-        life = newest_life(self._record.folder / "population" / key)
-        if life is not None:
-            return self._storage.name_of(life / f"seed{seed}")
         return training_name(self._record.trials[key].students[self._sweep.seeds.index(seed)])
 
     def join(self) -> None:

@@ -31,7 +31,7 @@ from qcrd.tracking.mlflow_tracker import STATE
 from qcrd.tracking.provenance import command_line, redacted
 from qcrd.tracking.record import ITEMS, read_items, read_metrics
 
-EARLY_STOPPED, HISTORY = "qcrd.early_stopped", "qcrd.history"
+EARLY_STOPPED = "qcrd.early_stopped"
 SHOWN = 20
 """Configurations in the terminal's table, and names in an error."""
 _IGNORED = ("seed", "name", "output")
@@ -259,10 +259,8 @@ def _configuration(key: str, seeds: dict[int, TrackedRun], fields: Sequence[str]
     worst_first: tuple[Status, ...] = ("failed", "unfinished", "stopped", "finished")
     first = next(iter(seeds.values()))
     values = {name: _value(first.params.get(name)) for name in fields}
-    schedule = json.loads(first.tags.get(HISTORY, "[]"))
-    history = tuple((int(entry["iteration"]), entry["values"]) for entry in schedule)
     return Configuration(
-        key=key, values=values | (history[-1][1] if history else {}), history=history,
+        key=key, values=values,
         status=next(one for one in worst_first if one in states.values()),
         curves={seed: tuple(value for _, value in run.accuracy) for seed, run in sorted(seeds.items())},
         seconds=sum(run.metrics.get("student/seconds", run.seconds) for run in seeds.values()),

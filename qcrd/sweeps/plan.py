@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ConfigError
 from qcrd.config.grid import Cell, Grid
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
 from qcrd.distill.schedule import schedule_of
 from qcrd.grids.plan import GridPlan, plan_grid
-from qcrd.pipeline.run import StudentJob, check
-from qcrd.pipeline.stages_of import stages_of
+from qcrd.pipeline.check import check
+from qcrd.pipeline.identity import experiment_identity
+from qcrd.pipeline.run import PreparedStage
+from qcrd.pipeline.stages import stages_of
+from qcrd.pipeline.stages.student import STUDENT
+from qcrd.pipeline.stages.training_set import TRAINING_SET
 from qcrd.storage.artifacts import MARKER
 from qcrd.storage.fingerprints import digest_of
-from qcrd.storage.output import Storage, is_url
+from qcrd.storage.output import Storage
 from qcrd.sweeps.record import SweepRecord
 from qcrd.sweeps.search_space import Values, description, finite_values, grid, key_of, listed, most_samples
 
@@ -30,9 +33,14 @@ def sweep_key(sweep: Sweep) -> str:
     """Names a sweep by what decides its outcome: with more configurations or hours the same sweep goes on."""
     settings = sweep.model_dump(mode="json", exclude={"base", "space", "title", "num_configurations", "max_failures",
                                                       "budget_hours"})  # fmt: skip
-    versions = [[stage.name, stage.version] for stage in stages_of(sweep.base)]
-    identity = sweep.base.identity() | {"seed": 0}
-    return f"{sweep.name}-{digest_of([settings, description(sweep), identity, versions])[:12]}"
+    kinds = [field for field, space in sweep.space.items() if _are_kinds(finite_values(field, space))]
+    experiments = [experiment_identity(sweep.config(values, 0, most_samples(sweep))) for values in grid(sweep, kinds)]
+    return f"{sweep.name}-{digest_of([settings, description(sweep), experiments])[:12]}"
+
+
+def _are_kinds(values: Sequence[Any] | None) -> bool:
+    """Whether values are no numbers: such a field (`method`) may decide which other settings count."""
+    return values is not None and not all(type(value) in (int, float) for value in values)
 
 
 def sweep_folder(sweep: Sweep) -> Path:
@@ -54,7 +62,7 @@ def shared_fields(sweep: Sweep) -> list[str]:
     def settings(values: Values) -> str:
         config = sweep.config(values, 0, most)
         stages = stages_of(config)
-        before = stages[: [stage.name for stage in stages].index("student")]
+        before = stages[: stages.index(STUDENT)]
         return digest_of([[stage.name, stage.settings(config)] for stage in before])
 
     found = []
@@ -86,19 +94,14 @@ def check_sweep(sweep: Sweep) -> None:
     for values in [*(listed(sweep) or []), *shared_configurations(sweep)]:
         sweep.config(values, sweep.seeds[0], most)
     check(sweep.config({}, sweep.seeds[0], most))
-    if sweep.scheduler == "pbt" and is_url(sweep.base.output):
-        raise ConfigError(
-            f"output: {sweep.base.output!r} is not allowed with scheduler = pbt, whose members have their states in a "
-            "folder; give one that all nodes share"
-        )
     if sweep.searcher == "optuna" and sweep.scheduler in ("asha", "median"):
         grid(sweep, [field for field in SCHEDULE_FIELDS if field in sweep.space])  # raises
 
 
-def iterations_of(job: StudentJob) -> int:
+def iterations_of(student: PreparedStage) -> int:
     """How many iterations a student's training has."""
-    marker = json.loads((job.inputs["training_set"] / MARKER).read_text())
-    return schedule_of(job.config.train, job.config.seed, marker["summary"]["examples"]).num_iterations
+    marker = json.loads((student.inputs[TRAINING_SET.name] / MARKER).read_text())
+    return schedule_of(student.config.train, student.config.seed, marker["summary"]["examples"]).num_iterations
 
 
 @dataclass(frozen=True)
@@ -136,4 +139,4 @@ def plan_sweep(sweep: Sweep, download: bool = False) -> SweepPlan:
     grid = Grid(name=sweep.name, title=sweep.title, cells=cells, seeds=sweep.seeds)
     record = SweepRecord(sweep_folder(sweep))
     ended = sum(trial.status in ("finished", "stopped") for trial in record.trials.values())
-    return SweepPlan(sweep, plan_grid(grid, download, until="student"), known, ended)
+    return SweepPlan(sweep, plan_grid(grid, download, until=STUDENT.name), known, ended)

@@ -1,8 +1,7 @@
 """What a sweep has done so far, on the disk: one file of facts, one line each, which only grows.
 
     <output>/sweeps/<name>-<key>/sweep.json     what is swept, and how
-                                 trials.jsonl   proposed, result, cloned, ended, tested: a line when it happened
-                                 population/    of scheduler = pbt: its members' trainings (distill/population.py)
+                                 trials.jsonl   proposed, result, ended, tested: a line when it happened
                                  report/        tables and plots, made anew whenever there is more
 
 A sweep that is started again reads these lines and nothing else of its past. Knows nothing about Ray or MLflow.
@@ -31,13 +30,10 @@ class Trial:
 
     key: str
     values: dict[str, Any]
-    """Those that it has now; the key is of those that it began with."""
     students: list[str]
     """Fingerprint of each seed's student."""
-    history: list[dict[str, Any]]
-    """How it came to them (see distill/population.py): one entry but for a population's member."""
     results: list[dict[str, Any]] = field(default_factory=list)
-    """One for each iteration that all seeds have finished, in order (see distill/trial.py)."""
+    """One for each iteration that all seeds have finished, in order (see seeds.py)."""
     status: Status = "unfinished"
     reason: str = ""
     test_accuracy: dict[int, float] = field(default_factory=dict)
@@ -79,14 +75,7 @@ class SweepRecord:
             self._add({"kind": "ended", "key": key, "status": "unfinished", "reason": ""})
 
     def result(self, key: str, row: Mapping[str, Any]) -> None:
-        """An iteration's end. One that is known, from before a restart, changes nothing.
-
-        A row of a population's member tells its history, which is news where it has taken over another's state: then
-        what came out of the member so far is what came out of that one.
-        """
-        history = row.get("history", self.trials[key].history)
-        if history != self.trials[key].history:
-            self._add({"kind": "cloned", "key": key, "history": history})
+        """An iteration's end. One that is known, from before a restart, changes nothing."""
         if row["iteration"] > len(self.trials[key].results):
             names = ("iteration", "accuracies", "score", "seconds", "seed_seconds", "steps")
             self._add({"kind": "result", "key": key, **{name: row[name] for name in names}})
@@ -109,15 +98,9 @@ class SweepRecord:
         self.lines.append(line)
         key, kind = line["key"], line["kind"]
         if kind == "proposed":
-            values = line["values"]
-            history = [{"iteration": 0, "values": values, "from": None}]
-            self.trials[key] = Trial(key, values, line["students"], history)
+            self.trials[key] = Trial(key, line["values"], line["students"])
         elif kind == "result":
             self.trials[key].results.append(line)
-        elif kind == "cloned":
-            trial, last = self.trials[key], line["history"][-1]
-            trial.history, trial.values = line["history"], last["values"]
-            trial.results = self.trials[last["from"]].results[: last["iteration"]]
         elif kind == "ended":
             self.trials[key].status, self.trials[key].reason = line["status"], line["reason"]
         elif kind == "tested":
@@ -134,11 +117,9 @@ def read_results(folder: Path) -> SweepResults:
     for trial in SweepRecord(folder).trials.values():
         curves = {seed: tuple(row["accuracies"][i] for row in trial.results) for i, seed in enumerate(seeds)}
         steps = trial.results[-1]["steps"] if trial.results else 0
-        history = tuple((entry["iteration"], entry["values"]) for entry in trial.history)
         configurations.append(
             Configuration(
                 trial.key, trial.values, trial.status, curves, trial.seconds, steps, trial.reason, trial.test_accuracy,
-                history if about.get("scheduler") == "pbt" else (),
             )
         )  # fmt: skip
     return SweepResults(

@@ -78,13 +78,6 @@ def rounded(value: Any) -> Any:
     return float(f"{value:.4g}") if isinstance(value, float) else value
 
 
-def within(space: Any, value: Any) -> Any:
-    """A perturbed value, rounded, and no further out than the space goes."""
-    if isinstance(space, Float | Integer):
-        value = min(max(value, space.lower), space.upper)
-    return rounded(value)
-
-
 def grid(sweep: Sweep, fields: Sequence[str] | None = None) -> list[Values]:
     """Every combination of the values of `fields` (default: all). Raises `ConfigError` where one has no list."""
     names = list(sweep.space) if fields is None else list(fields)

@@ -1,6 +1,6 @@
 """One configuration of a sweep: the trainings of all its seeds, iteration by iteration, side by side.
 
-After each iteration the host is told how the seeds do together, so that a scheduler discriminators their mean. Checkpoints and
+After each iteration the host is told how the seeds do together, so that a scheduler judges their mean. Checkpoints and
 results lie where a run of the same experiment would look for them: a trial that is started again goes on, and the
 winner needs no second training. Knows nothing about Ray, searches or schedulers: `report` is the host's.
 """
@@ -35,7 +35,7 @@ MEMORY_HINT = (
 
 
 @dataclass(frozen=True)
-class SeedJob:
+class SeedRun:
     """The training of one seed as plain data, since it travels to where the trial runs.
 
     Places are named by their paths inside the config's output. `folder`: of its checkpoints and results. `student`:
@@ -60,17 +60,15 @@ class SeedJob:
         return int(self.config["seed"])
 
 
-class _SeedRun:
+class _SeedTraining:
     """A seed's training, or what an earlier one left."""
 
-    def __init__(
-        self, job: SeedJob, device: torch.device, emit: Callable[[Event], None], workers: Workers, saved: bool
-    ) -> None:
-        self._workers, self._saved = workers, saved
+    def __init__(self, run: SeedRun, device: torch.device, emit: Callable[[Event], None], workers: Workers) -> None:
+        self._workers = workers
         self._training: Training | None = None
-        config = ExperimentConfig.model_validate(job.config)
+        config = ExperimentConfig.model_validate(run.config)
         storage = Storage.of(config.output)
-        found = next((name for name in (f"{job.folder}/{RESULTS}", job.student) if storage.has(name)), None)
+        found = next((name for name in (f"{run.folder}/{RESULTS}", run.student) if storage.has(name)), None)
         if found is not None:
             done = storage.fetch(found)
             self.rows = read_json_lines(done / "metrics.jsonl")
@@ -78,8 +76,8 @@ class _SeedRun:
             self.iterations = len(self.accuracies)
             emit({"kind": "restart", "rows": self.rows})
             return
-        data = load_training_data(storage.fetch_all(job.inputs), config.evaluation.validation_limit)
-        store = CheckpointStore(storage, job.folder, job.identity, config.checkpoint.keep, config.negatives.gap)
+        data = load_training_data(storage.fetch_all(run.inputs), config.evaluation.validation_limit)
+        store = CheckpointStore(storage, run.folder, run.identity, config.checkpoint.keep, config.negatives.gap)
         task = get_task(config.task.name)
         self._training = Training(config, data, task, store, device, emit, workers)
         self.iterations = self._training.schedule.num_iterations
@@ -102,13 +100,8 @@ class _SeedRun:
         if iteration >= self.iterations:
             training.store.wait()
             if self._workers.rank == 0:
-                keep_results(training, keep_checkpoints=self._saved)
+                keep_results(training)
             self._training = None
-
-    def wait(self) -> None:
-        """Until its last checkpoint is on the disk."""
-        if self._training is not None:
-            self._training.store.wait()
 
     def steps(self, iteration: int) -> int:
         """Optimizer steps of the first iterations."""
@@ -123,26 +116,23 @@ def _seconds_of(folder: Path) -> float:
 
 
 def train_seeds(
-    jobs: Sequence[SeedJob], device: torch.device, emit: Callable[[int, Event], None], report: Report,
-    workers: Workers | None = None, reported: int = 0, saved: bool = False,
+    runs: Sequence[SeedRun], device: torch.device, emit: Callable[[int, Event], None], report: Report,
+    workers: Workers | None = None, reported: int = 0,
 ) -> None:  # fmt: skip
     """Train all seeds of one configuration to their end. `report` gets, after each iteration that all have finished:
 
     `iteration`; `accuracies`, the validation accuracy of each seed then; `score`, the mean over the seeds of the best
     so far; `seconds` of training and `steps` over all seeds; `seed_seconds`, the seconds of each. The first `reported`
-    iterations are not told again. `saved`: checkpoints are on the disk before `report` is called, and stay to the end.
-    Raises `MemoryError` with a hint, and what a training raises.
+    iterations are not told again. Raises `MemoryError` with a hint, and what a training raises.
     """
     workers = workers or Workers()
     try:
-        runs = [_SeedRun(job, device, _emit_of(emit, job.seed), workers, saved) for job in jobs]
-        for iteration in range(1, max(run.iterations for run in runs) + 1):
-            for run in runs:
-                run.advance_to(iteration)
+        trainings = [_SeedTraining(run, device, _emit_of(emit, run.seed), workers) for run in runs]
+        for iteration in range(1, max(training.iterations for training in trainings) + 1):
+            for training in trainings:
+                training.advance_to(iteration)
             if iteration > reported:
-                for run in runs if saved else ():
-                    run.wait()
-                report(_result(iteration, runs))
+                report(_result(iteration, trainings))
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise MemoryError(f"{MEMORY_HINT} ({str(error).splitlines()[0] if str(error) else 'no details'})") from error
 
@@ -151,13 +141,13 @@ def _emit_of(emit: Callable[[int, Event], None], seed: int) -> Callable[[Event],
     return lambda event: emit(seed, event)
 
 
-def _result(iteration: int, runs: Sequence[_SeedRun]) -> dict[str, Any]:
-    curves = [run.accuracies[:iteration] for run in runs]
+def _result(iteration: int, trainings: Sequence[_SeedTraining]) -> dict[str, Any]:
+    curves = [one.accuracies[:iteration] for one in trainings]
     return {
         "iteration": iteration,
         "accuracies": [curve[-1] for curve in curves],
         "score": sum(max(curve) for curve in curves) / len(curves),
-        "seconds": sum(run.seconds for run in runs),
-        "seed_seconds": [run.seconds for run in runs],
-        "steps": sum(run.steps(iteration) for run in runs),
+        "seconds": sum(one.seconds for one in trainings),
+        "seed_seconds": [one.seconds for one in trainings],
+        "steps": sum(one.steps(iteration) for one in trainings),
     }

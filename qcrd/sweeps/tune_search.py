@@ -6,29 +6,19 @@ Knows nothing about students or MLflow.
 
 from __future__ import annotations
 
-import contextlib
 import math
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-import numpy as np
 from ray import tune
-from ray.tune.schedulers import (
-    ASHAScheduler,
-    FIFOScheduler,
-    MedianStoppingRule,
-    PopulationBasedTraining,
-    TrialScheduler,
-)
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, MedianStoppingRule, TrialScheduler
 from ray.tune.search import Searcher
 
 from qcrd.config.sweep import Sweep
-from qcrd.seeding import stable_seed
 from qcrd.sweeps.record import Trial
-from qcrd.sweeps.search_space import Proposer, Values, finite_values, within
+from qcrd.sweeps.search_space import Proposer, Values
 from qcrd.sweeps.seeds import MEMORY_HINT
 
 
@@ -132,90 +122,6 @@ def scheduler_of(sweep: Sweep, iterations: int, past: list[dict[str, Any]]) -> R
     else:
         inner = FIFOScheduler()
     return Resumable(inner, past)
-
-
-class Population(_Here, PopulationBasedTraining):
-    """Tune's population based training with members that keep their keys.
-
-    Members are compared when all of them have come as far, and every exchange has a seed of its own, so that its
-    choices are repeatable. A sweep that is started again gets a new one, in which those that are ahead wait for the
-    others; an exchange that was interrupted leaves out who had come to it, whose scores it does not know.
-    """
-
-    def __init__(self, sweep: Sweep, members: list[dict[str, Any]], at_once: int) -> None:
-        """`members`: what each is told (see `run_member`). `at_once`: how many train at a time, in turns."""
-        self._at_once = at_once
-        self._space = {field: sweep.space[field] for field in sweep.perturb}
-        lists = {field: finite_values(field, space) for field, space in self._space.items()}
-        mutations = {field: self._space[field] if values is None else values for field, values in lists.items()}
-        super().__init__(
-            time_attr="iteration", metric="score", mode="max", perturbation_interval=sweep.perturb_iterations,
-            hyperparam_mutations={"values": mutations}, log_config=False, require_attrs=False, synch=True,
-        )  # fmt: skip
-        self._seed, self._members = sweep.search_seed, {member["key"]: member for member in members}
-        self._next_perturbation_sync = min(map(self._last_exchange, members)) + sweep.perturb_iterations
-
-    def _last_exchange(self, member: dict[str, Any]) -> int:
-        return int(member["reported"] // self._perturbation_interval * self._perturbation_interval)
-
-    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
-        if trial in self._trial_state:  # tried again
-            return
-        member = self._members[trial.config["key"]]
-        trial.set_config(member)
-        super().on_trial_add(tune_controller, trial)
-        state = self._trial_state[trial]
-        state.last_perturbation_time = state.last_train_time = self._last_exchange(member)
-        trial.set_status(trial.PAUSED)  # else Tune begins it without asking whose turn it is
-        trial.init_local_path()  # which is asked for in the end, even where its turn never came
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if "iteration" not in result or result["iteration"] >= trial.config["iterations"]:
-            return TrialScheduler.CONTINUE  # it is over, and nobody would train on
-        for other, state in self._trial_state.items():
-            if other.is_finished():  # nobody waits for one that has failed, though Tune counts it among the live
-                state.last_train_time = max(state.last_train_time, int(self._next_perturbation_sync))
-        with _seeded(stable_seed(self._seed, "population", result["iteration"]) % 2**32):
-            return super().on_trial_result(tune_controller, trial, result)
-
-    def choose_trial_to_run(self, tune_controller: Any) -> Any:
-        trials = tune_controller.get_trials()
-        waiting = [trial for trial in trials if trial.status == trial.PAUSED]
-        busy = sum(trial.status in (trial.PENDING, trial.RUNNING) for trial in trials)
-        states = [self._trial_state[trial] for trial in waiting]
-        if waiting and not busy and all(one.last_train_time >= self._next_perturbation_sync for one in states):
-            self._go_on_without_who_failed(tune_controller, waiting)
-        return super().choose_trial_to_run(tune_controller) if busy < self._at_once else None
-
-    def _go_on_without_who_failed(self, tune_controller: Any, waiting: list[Any]) -> None:
-        """The exchange for which all that are left wait; none where they are ahead since a restart."""
-        for trial in waiting:
-            result: Any = self._trial_state[trial].last_result
-            if result is not None:
-                self.on_trial_result(tune_controller, trial, result)
-                return
-        self._next_perturbation_sync += self._perturbation_interval
-
-    def _get_new_config(self, trial: Any, trial_to_clone: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The donor's settings with perturbed values, for the member that it is given to."""
-        told, operations = super()._get_new_config(trial, trial_to_clone)
-        told["values"] |= {field: within(space, told["values"][field]) for field, space in self._space.items()}
-        iteration, donor = self._trial_state[trial_to_clone].last_train_time, trial_to_clone.config["key"]
-        told["taken"] = {"iteration": iteration, "values": told["values"], "from": donor}
-        return {**told, **{name: trial.config[name] for name in ("key", "folder")}}, operations
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """With the global random streams, from which Tune draws, at a place of their own."""
-    before, numpys = random.getstate(), np.random.get_state()
-    random.seed(seed)
-    np.random.seed(seed)
-    try:
-        yield
-    finally:
-        random.setstate(before)
-        np.random.set_state(numpys)
 
 
 class Watch(_Here, tune.Callback):

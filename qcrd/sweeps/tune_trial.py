@@ -1,6 +1,6 @@
 """A sweep's trial where Ray runs it: in Tune's own actor, or on the workers of a nested TorchTrainer.
 
-Both hosts call the same plain function (distill/trial.py); only how it reports differs. Knows nothing about which
+Both hosts call the same plain function (seeds.py); only how it reports differs. Knows nothing about which
 configurations are tried.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -18,16 +17,15 @@ from ray.tune.integration.ray_train import TuneReportCallback
 from ray.util.queue import Queue
 
 from qcrd.config import ConfigError, ExperimentConfig
-from qcrd.distill.population import begin_life, read_member, take_over, train_member
+from qcrd.distill.loop import Event
 from qcrd.distill.train import scaling_of
 from qcrd.runtime.devices import set_up_torch, uses_cuda
-from qcrd.runtime.events import Event
 from qcrd.runtime.remote import cause_of
 from qcrd.runtime.session import cluster_resources, uses_gpu
 from qcrd.runtime.workers import Workers
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.output import Storage
-from qcrd.sweeps.seeds import SeedJob, train_seeds
+from qcrd.sweeps.seeds import SeedRun, train_seeds
 
 CPUS_PER_WORKER = 1
 
@@ -64,15 +62,15 @@ def _emit_to(queue: Queue, key: str) -> Callable[[int, Event], None]:
 
 def run_trial(settings: dict[str, Any], queue: Queue) -> None:
     """One trial in Tune's actor."""
-    jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
-    config = ExperimentConfig.model_validate(jobs[0].config)
+    runs = [SeedRun.from_dict(run) for run in settings["runs"]]
+    config = ExperimentConfig.model_validate(runs[0].config)
     with contextlib.ExitStack() as stack:
         for artifact in settings["artifacts"]:
             place = Artifact(Storage(config.output), "student", artifact["name"], artifact["fingerprint"])
             stack.enter_context(place.locked(lambda: None))
         if config.resources.workers == 1:
             device = set_up_torch(config.resources)
-            train_seeds(jobs, device, _emit_to(queue, settings["key"]), tune.report, reported=settings["reported"])
+            train_seeds(runs, device, _emit_to(queue, settings["key"]), tune.report, reported=settings["reported"])
         else:
             _train_on_workers(config, settings, queue)
 
@@ -99,37 +97,10 @@ def _train_on_workers(config: ExperimentConfig, settings: dict[str, Any], queue:
 
 def _trial_worker(settings: dict[str, Any]) -> None:
     """One of several workers of a trial, under Ray Train."""
-    jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
-    config, workers = ExperimentConfig.model_validate(jobs[0].config), Workers()
+    runs = [SeedRun.from_dict(run) for run in settings["runs"]]
+    config, workers = ExperimentConfig.model_validate(runs[0].config), Workers()
     device = set_up_torch(config.resources, config.resources.workers)
     if uses_cuda(config.resources):
         device = get_device()
     emit = _emit_to(settings["queue"], settings["key"])
-    train_seeds(jobs, device, emit, ray.train.report, workers, settings["reported"])
-
-
-# -- a population ---------------------------------------------------------------------------------------------------
-
-
-def run_member(settings: dict[str, Any], queue: Queue) -> None:
-    """One member of a population in Tune's actor.
-
-    Where Tune starts it with a checkpoint, that is its own, from which it knows what was told, or the donor's, whose
-    state it takes over unless it has done so. Its own state is in its own folder.
-    """
-    root, reported, checkpoint = Path(settings["folder"]), settings["reported"], tune.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            if settings["taken"] is not None:
-                take_over(root, Path(folder), settings["taken"])
-            reported = read_member(Path(folder))["iteration"]
-    life = begin_life(root, settings["values"])
-
-    def report(row: dict[str, Any]) -> None:
-        handed_over = row["iteration"] % settings["every"] == 0 and row["iteration"] < settings["iterations"]
-        tune.report(row, checkpoint=tune.Checkpoint.from_directory(life) if handed_over else None)
-
-    jobs = [SeedJob.from_dict(job) for job in settings["jobs"]]
-    device = set_up_torch(ExperimentConfig.model_validate(jobs[0].config).resources)
-    emit = _emit_to(queue, settings["key"])
-    train_member(life, jobs, settings["perturb"], device, emit, report, reported)
+    train_seeds(runs, device, emit, ray.train.report, workers, settings["reported"])

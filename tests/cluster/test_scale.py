@@ -11,7 +11,7 @@ import pytest
 from experiments.benchmarks import scale_table
 from experiments.benchmarks.scale_table import Work, makespan
 from experiments.table1 import recipe
-from qcrd.grids.run import jobs_of
+from qcrd.grids.cell_runs import runs_of
 from qcrd.report.paper import BASE, TRAINING_HOURS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -55,7 +55,7 @@ def test_a_list_of_trainings_takes_as_long_as_its_last_one() -> None:
 
 
 def test_table_1_is_reckoned_in_the_order_in_which_it_is_run() -> None:
-    jobs = [job.config.method for job in jobs_of(recipe())]
+    jobs = [one.config.method for one in runs_of(recipe())]
     known = {method: TRAINING_HOURS.get((BASE, method), scale_table.SINGLE_TASK_HOURS) for method in jobs}
     assert tuple(known[method] for method in jobs) == scale_table.table1_hours()
 

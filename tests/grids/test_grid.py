@@ -8,13 +8,11 @@ from typing import Any
 import pytest
 import ray
 from pydantic import ValidationError
-from qcrd.pipeline.stages_of import Stage, StageRun
 from rich.console import Console
 
 from experiments import (
     appendix_table1,
     appendix_table2,
-    appendix_table3,
     appendix_table6,
     figure4,
     table1,
@@ -28,11 +26,17 @@ from qcrd.config.grid import Cell, Claim, Grid
 from qcrd.console import Display
 from qcrd.evaluate import llm_judge_prompt
 from qcrd.grids import run as run_grid
+from qcrd.grids import runner
+from qcrd.grids.cell_runs import grid_key, paper_hours, runs_of
 from qcrd.grids.cells import cell_folder, cell_identity, read_cell, write_cell
 from qcrd.grids.plan import plan_grid
-from qcrd.grids.run import grid_key, jobs_of
+from qcrd.grids.results import value_of
+from qcrd.grids.runner import CellRunner
+from qcrd.pipeline import check as checking
 from qcrd.pipeline import run as pipeline
-from qcrd.pipeline.run import Options, fixed_recipe, plan_whole
+from qcrd.pipeline.run import Options
+from qcrd.pipeline.stage import Stage, StageRun
+from qcrd.pipeline.stages import samples
 from qcrd.records import Explanation, Prediction, Question, Score
 from qcrd.report.grid.data import CellResult
 from qcrd.runtime.remote import StageFailed
@@ -41,9 +45,7 @@ from qcrd.tasks.base import Task
 from qcrd.teacher.asking import Stopped
 from tests.test_cli import ROOT
 
-TABLE5, TABLE7, TABLE_A3 = (
-    str(ROOT / "experiments" / f"{name}.py") for name in ("table5", "table7", "appendix_table3")
-)
+TABLE5, TABLE7 = (str(ROOT / "experiments" / f"{name}.py") for name in ("table5", "table7"))
 
 
 def with_output(grid: Grid, output: Path, **changes: object) -> Grid:
@@ -69,24 +71,13 @@ def test_overrides_and_seeds_hold_for_every_cell(tmp_path: Path):
     grid = load(TABLE5, ["train.steps=7", f"output={tmp_path}"], "smoke", "3,5")
     assert isinstance(grid, Grid) and grid.seeds == (3, 5)
     assert {cell.config.train.steps for cell in grid.cells} == {7}
-    assert Counter(job.config.seed for job in jobs_of(grid)) == {3: 5, 5: 5}
+    assert Counter(one.config.seed for one in runs_of(grid)) == {3: 5, 5: 5}
     with pytest.raises(ConfigError, match="--preset: 'fast' is not allowed; the presets are paper, smoke"):
         load(TABLE5, [], "fast", None)
     with pytest.raises(ConfigError, match="has no presets"):
         load(str(ROOT / "experiments" / "quickstart.py"), [], "smoke", None)
     with pytest.raises(ConfigError, match="--seeds"):
         load(str(ROOT / "experiments" / "quickstart.py"), [], None, "1,2")
-
-
-def test_overrides_hold_for_the_student_that_writes_negatives():
-    grid = load(TABLE_A3, ["train.steps=7", "teacher.seed=9", "negatives.top_k=3"], "smoke", None)
-    assert isinstance(grid, Grid)
-    config = grid.cells[3].config
-    other = fixed_recipe(config)
-    assert other is not None and (other.train.steps, other.teacher.seed, other.method) == (7, 9, "dss")
-    assert (config.negatives.top_k, other.negatives.top_k) == (3, 50)
-    assert config.identity()["negatives"]["fixed_overrides"] == {"train.steps": "7", "teacher.seed": "9"}
-    assert "fixed_overrides" not in grid.cells[0].config.identity()["negatives"]
 
 
 def test_overrides_of_the_judge_llm():
@@ -114,21 +105,21 @@ def test_more_seeds_are_the_same_grid_and_other_cells_are_not():
 
 def test_of_one_seed_the_longest_trainings_come_first():
     grid = table1.recipe("paper")
-    jobs = [(job.config.seed, job.config.method) for job in jobs_of(grid)]
+    runs = [(one.config.seed, one.config.method) for one in runs_of(grid)]
     order = ("qcrd", "mi", "dss", "finetune", "single_task")  # of the last the paper tells no hours
-    assert jobs == [(seed, method) for seed in grid.seeds for method in order for _ in range(4)]
+    assert runs == [(seed, method) for seed in grid.seeds for method in order for _ in range(4)]
 
 
 def test_measures_without_a_seed_are_taken_once():
     grid = table3.recipe("smoke").model_copy(update={"seeds": (0, 1, 2)})
-    counts = Counter(job.cell.row for job in jobs_of(grid))
+    counts = Counter(one.cell.row for one in runs_of(grid))
     assert counts["Teacher"] == 1 and counts["QCRD"] == 3
 
 
 def test_the_plan_counts_what_cells_share_once(tmp_path: Path):
     plan = plan_grid(with_output(table6.recipe("smoke"), tmp_path))
     # m = 5 and k = 1 are one experiment; k = 0 and all m share the questions
-    assert plan.jobs == 8 and plan.to_run["questions"] == 1 and plan.to_run["student"] == 7
+    assert plan.runs == 8 and plan.to_run["questions"] == 1 and plan.to_run["student"] == 7
     assert plan.to_run["discriminator"] == 4  # one for each m
     assert list(tmp_path.iterdir()) == []
 
@@ -140,10 +131,10 @@ def test_cells_that_share_samples_have_their_questions_read_once(tmp_path: Path,
         read.append(task.NAME)
         return load_questions(task, *settings)
 
-    monkeypatch.setattr(pipeline, "load_questions", load_counted)
+    monkeypatch.setattr(samples, "load_questions", load_counted)
     grid = with_output(table5.recipe("smoke"), tmp_path)
     plan = plan_grid(grid)
-    assert plan.jobs > plan.to_run["samples"] == len(read) > 0
+    assert plan.runs > plan.to_run["samples"] == len(read) > 0
 
 
 def test_the_plan_of_the_paper_prices_samples_and_hours(shared_data: Path, tmp_path: Path, monkeypatch):
@@ -168,15 +159,6 @@ def test_shares_of_the_training_set_are_nested_and_stop_where_no_step_comes():
     assert [sizes["esnli", share] for share in figure4.SHARES] == [68_671, 80_000, 80_000, 80_000, 80_000]
 
 
-def test_a_fixed_students_recipe_is_found_and_its_folder_is_no_part_of_the_identity(monkeypatch: pytest.MonkeyPatch):
-    cell = appendix_table3.recipe("smoke").cells[3]
-    other = fixed_recipe(with_overrides(cell.config, {"seed": 4, "output": "elsewhere"}))
-    assert other is not None and other.method == "dss" and other.seed == 4 and other.output == "elsewhere"
-    assert cell.config.identity()["negatives"]["fixed"] == "appendix_table3.py:fixed_smoke"
-    with pytest.raises(ConfigError, match="is not one experiment"):
-        fixed_recipe(with_overrides(cell.config, {"negatives.fixed": TABLE5}))
-
-
 def test_a_finished_cell_is_read_back_and_one_of_other_settings_is_not(tmp_path: Path):
     cell = table5.recipe("smoke").cells[0]
     config = with_overrides(cell.config, {"seed": 2})
@@ -199,18 +181,9 @@ def test_a_finished_cell_is_read_back_and_one_of_other_settings_is_not(tmp_path:
         assert cell_identity(with_overrides(config, change)) != cell_identity(config), change
 
 
-def test_the_plan_of_one_experiment_lists_its_fixed_students_stages_first(tmp_path: Path):
-    cell = appendix_table3.recipe("smoke").cells[3]
-    planned = plan_whole(with_overrides(cell.config, {"output": str(tmp_path)}))
-    names = [one.stage for one in planned]
-    assert names[0] == "questions (negatives.fixed)" and names[-1] == "report"
-    assert names.index("student (negatives.fixed)") < names.index("questions") < names.index("student")
-    assert {one.state for one in planned} == {"to run"}
-
-
 def test_hours_of_qcrd_without_a_discriminator_are_the_papers_own(tmp_path: Path):
     cells = [cell for cell in appendix_table6.recipe().cells if cell.row.startswith("QCRD")]
-    hours = {(cell.row, cell.column): run_grid.paper_hours(cell.config) for cell in cells}
+    hours = {(cell.row, cell.column): paper_hours(cell.config) for cell in cells}
     assert hours == {(cell.row, cell.column): cell.paper.value for cell in cells if cell.paper}
 
 
@@ -243,7 +216,7 @@ def test_the_plan_prices_the_judge_llm(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_a_sample_that_cannot_be_parsed_is_a_wrong_one():
     cell = Cell(row="a", column="b", config=ExperimentConfig(name="x"), measure="sample_accuracy")
-    assert run_grid._value(cell, {"rationales": {"sample_accuracy": 1.0, "parse_rate": 0.1}}) == pytest.approx(0.1)
+    assert value_of(cell, {"rationales": {"sample_accuracy": 1.0, "parse_rate": 0.1}}) == pytest.approx(0.1)
 
 
 def small(output: Path, *rows: str, **changes: object) -> Grid:
@@ -263,9 +236,9 @@ def test_a_cell_that_fails_is_missing_and_the_report_is_written_whatever_the_jud
     def stops(*_: object) -> None:
         raise Stopped("teacher.budget_usd")
 
-    monkeypatch.setattr(run_grid, "run", fails)
+    monkeypatch.setattr(runner, "run", fails)
     monkeypatch.setattr(run_grid, "cells_at_once", lambda _: 1)
-    monkeypatch.setattr(run_grid, "_compare", stops)
+    monkeypatch.setattr(run_grid, "compare", stops)
     arguments = (Display(Console(file=io.StringIO())), tmp_path, Options(), None, tmp_path)
     with pytest.raises(Stopped):
         run_grid._run_recorded(small(tmp_path, "one", "two"), *arguments)
@@ -275,10 +248,10 @@ def test_a_cell_that_fails_is_missing_and_the_report_is_written_whatever_the_jud
 
 def test_of_several_cells_at_once_each_makes_its_own_negatives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     placements: list[str] = []
-    monkeypatch.setattr(run_grid, "_run_job", lambda job, *_: placements.append(job.config.negatives.placement))
+    monkeypatch.setattr(CellRunner, "_run", lambda _, one, *__: placements.append(one.config.negatives.placement))
     grid = small(tmp_path, "one", "two", **{"negatives.placement": "async"})
     for parallel in (1, 2):
-        run_grid._run_jobs(grid, Display(Console(file=io.StringIO())), None, tmp_path, Options(), parallel)  # pyright: ignore[reportArgumentType]
+        run_grid._run_cells(grid, Display(Console(file=io.StringIO())), None, tmp_path, Options(), parallel)  # pyright: ignore[reportArgumentType]
     assert placements == ["async", "async", "inline", "inline"]
 
 
@@ -288,21 +261,32 @@ def test_what_failed_is_asked_again_once_whatever_the_number_of_experiments(
     monkeypatch.setattr(pipeline, "start_ray", lambda: None)
     made: list[Path] = []
 
-    def ask(stage: StageRun) -> dict[str, int]:
-        made.append(stage.out)
-        (stage.out / "samples").write_text(str(len(made)))
-        return {"errors": 1}
+    class Asking(Stage):
+        name = "samples"
+        version = 1
 
-    def stages(_: ExperimentConfig) -> list[Stage]:
-        return [Stage("samples", 1, (), lambda _: {}, ask, of_task=True)]
+        def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
+            return ()
 
+        def settings(self, config: ExperimentConfig) -> dict[str, Any]:
+            return {}
+
+        def run(self, run: StageRun) -> dict[str, int]:
+            made.append(run.out)
+            (run.out / "samples").write_text(str(len(made)))
+            return {"errors": 1}
+
+        def errors(self, summary: dict[str, Any]) -> int:
+            return summary["errors"]
+
+    monkeypatch.setattr(checking, "stages_of", lambda _: [Asking()])
     display = Display(Console(file=io.StringIO()))
     found = []
     for retry in (False, True, True):
         options = Options(retry_errors=retry, until="samples")
         for name in ("one", "two", "three"):
             config = small(tmp_path, name).cells[0].config
-            found.append(pipeline.run(config, display, options, stages=stages)["samples"].digest())
+            found.append(pipeline.run(config, display, options)["samples"].digest())
     assert len(made) == 3 and [found.index(digest) for digest in found] == [0, 0, 0, 3, 3, 3, 6, 6, 6]
 
 

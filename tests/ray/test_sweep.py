@@ -22,15 +22,14 @@ from experiments.sweeps.settings import base as smoke
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.config.sweep import Sweep
 from qcrd.console import Display
-from qcrd.distill.population import begin_life, newest_life, take_over, train_member
-from qcrd.distill.train import everywhere, named, training_name
-from qcrd.pipeline.run import DEFAULT_OPTIONS, Options, open_record, prepare_student, run, student_job
-from qcrd.runtime.devices import set_up_torch
+from qcrd.distill.train import set_up_torch
+from qcrd.pipeline.run import DEFAULT_OPTIONS, Options, open_record, prepared, run, run_inputs_of
+from qcrd.pipeline.stages.student import STUDENT
 from qcrd.sweeps import seeds as trial_module
-from qcrd.sweeps.record import TRIALS, SweepRecord
+from qcrd.sweeps.record import TRIALS
 from qcrd.sweeps.run import run_sweep
-from qcrd.sweeps.search_space import key_of
-from qcrd.sweeps.seeds import SeedJob, train_seeds
+from qcrd.sweeps.seeds import SeedRun, train_seeds
+from qcrd.sweeps.trials import seed_run
 
 pytestmark = pytest.mark.usefixtures("ray_started")
 TINY = {
@@ -59,10 +58,8 @@ def sweep_of(output: Path, values: list[float], changes: dict[str, Any] | None =
     return Sweep(name="small", title="a small sweep", base=base(output, **(changes or {})), space=space, **settings)
 
 
-def job_of(config: ExperimentConfig) -> SeedJob:
-    job = student_job(config)
-    folder = training_name(job.artifact.fingerprint)
-    return SeedJob(everywhere(config), named(config, job.inputs), job.identity, folder, job.artifact.full_name)
+def run_of(config: ExperimentConfig) -> SeedRun:
+    return seed_run(prepared(STUDENT, config))
 
 
 class Killed(Exception):
@@ -72,8 +69,8 @@ class Killed(Exception):
 @pytest.mark.faults
 def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Path):
     configs = [base(tmp_path / "trial", seed=seed) for seed in (0, 1)]
-    prepare_student(configs[0], display(), open_record(configs[0], display()), DEFAULT_OPTIONS)
-    jobs = [SeedJob.from_dict(job_of(config).as_dict()) for config in configs]
+    run_inputs_of(STUDENT, configs[0], display(), open_record(configs[0], display()), DEFAULT_OPTIONS)
+    runs = [SeedRun.from_dict(run_of(config).as_dict()) for config in configs]
     reports: list[dict[str, Any]] = []
     events: list[tuple[int, str]] = []
 
@@ -84,9 +81,9 @@ def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Pat
 
     device = set_up_torch(configs[0])
     with pytest.raises(Killed):
-        train_seeds(jobs, device, lambda seed, event: events.append((seed, event["kind"])), report_and_die)
+        train_seeds(runs, device, lambda seed, event: events.append((seed, event["kind"])), report_and_die)
     assert {(0, "restart"), (1, "restart"), (1, "metrics")} <= set(events)
-    train_seeds(jobs, device, lambda seed, event: None, reports.append, reported=len(reports))
+    train_seeds(runs, device, lambda seed, event: None, reports.append, reported=len(reports))
     assert [row["iteration"] for row in reports] == [1, 2, 3, 4] and [row["steps"] for row in reports] == [
         20, 40, 60, 80,
     ]  # fmt: skip
@@ -95,30 +92,30 @@ def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Pat
         alone = run(base(tmp_path / "alone", seed=seed), display(), Options(until="student"))
         summary = alone["student"].marker()["summary"]
         lines = (alone["student"].path / "metrics.jsonl").read_text()
-        assert lines == (tmp_path / "trial" / jobs[seed].folder / "results" / "metrics.jsonl").read_text()
+        assert lines == (tmp_path / "trial" / runs[seed].folder / "results" / "metrics.jsonl").read_text()
         assert max(row["accuracies"][seed] for row in reports) == summary["best_validation_accuracy"]
     best = [max(row["accuracies"][seed] for row in reports) for seed in (0, 1)]
     assert reports[-1]["score"] == pytest.approx(sum(best) / 2)
 
     again: list[dict[str, Any]] = []  # finished trainings are read, not repeated
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / jobs[0].folder).rglob("*")}
-    train_seeds(jobs, device, lambda seed, event: None, again.append)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / runs[0].folder).rglob("*")}
+    train_seeds(runs, device, lambda seed, event: None, again.append)
     names = ("iteration", "accuracies", "score", "steps")
     assert [[row[name] for name in names] for row in again] == [[row[name] for name in names] for row in reports]
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / jobs[0].folder).rglob("*")} == before
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "trial" / runs[0].folder).rglob("*")} == before
 
 
 @pytest.mark.ray
 def test_memory_that_runs_out_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     config = base(tmp_path)
-    prepare_student(config, display(), open_record(config, display()), DEFAULT_OPTIONS)
+    run_inputs_of(STUDENT, config, display(), open_record(config, display()), DEFAULT_OPTIONS)
 
     def full(self: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(trial_module.Training, "run_iteration", full)
     with pytest.raises(MemoryError, match=r"train\.micro_batch_size .*Tried to allocate 2\.00 GiB"):
-        train_seeds([job_of(config)], torch.device("cpu"), lambda seed, event: None, lambda row: None)
+        train_seeds([run_of(config)], torch.device("cpu"), lambda seed, event: None, lambda row: None)
 
 
 @pytest.mark.faults
@@ -209,92 +206,3 @@ def test_optuna_with_asha_and_a_budget_which_a_larger_one_continues(tmp_path: Pa
     tested = [one for one in results.configurations if one.test_accuracy]
     assert tested == results.finished[:1] and all(one.iterations == 8 for one in results.finished)
     assert not list(tmp_path.glob("checkpoints/*/checkpoints"))  # of those that were stopped neither
-
-
-def rows_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
-@pytest.mark.ray
-def test_a_member_without_changes_equals_a_plain_trial_and_a_donor_gives_its_whole_state(tmp_path: Path):
-    config = base(tmp_path / "out")
-    prepare_student(config, display(), open_record(config, display()), DEFAULT_OPTIONS)
-    job, device = job_of(config), set_up_torch(config)
-    plain: list[dict[str, Any]] = []
-    train_seeds([job], device, lambda seed, event: None, plain.append)
-    fields = ["train.learning_rate"]
-    values = {fields[0]: config.train.learning_rate}
-
-    told: list[dict[str, Any]] = []
-    donor = begin_life(tmp_path / "donor", values)
-
-    def report_and_die(row: dict[str, Any]) -> None:
-        told.append(row)
-        if row["iteration"] == 2:
-            raise Killed
-
-    with pytest.raises(Killed):
-        train_member(donor, [job], fields, device, lambda seed, event: None, report_and_die)
-    entry = {"iteration": 2, "values": {fields[0]: 1e-3}, "from": "donor"}
-    begin_life(tmp_path / "loser", {fields[0]: 1e-6})
-    for _ in range(2):  # the second changes nothing
-        take_over(tmp_path / "loser", donor, entry)
-        loser = begin_life(tmp_path / "loser", values)
-        assert [path.name for path in loser.parent.iterdir()] == ["life-01"]
-    train_member(donor, [job], fields, device, lambda seed, event: None, told.append, reported=2)
-    names = ("iteration", "accuracies", "score", "steps")
-    assert [[row[name] for name in names] for row in told] == [[row[name] for name in names] for row in plain]
-    theirs, ours = tmp_path / "out" / job.folder / "results", donor / "seed0" / "results"
-    assert (theirs / "metrics.jsonl").read_text() == (ours / "metrics.jsonl").read_text()
-    assert (theirs / "last" / "model.safetensors").read_bytes() == (ours / "last" / "model.safetensors").read_bytes()
-
-    later: list[dict[str, Any]] = []
-    train_member(loser, [job], fields, device, lambda seed, event: None, later.append, reported=2)
-    assert [row["iteration"] for row in later] == [3, 4] and later[0]["history"] == [*told[0]["history"], entry]
-    taken, given = rows_of(loser / "seed0" / "results"), rows_of(ours)
-    assert [row for row in taken if row["step"] <= 20] == [row for row in given if row["step"] <= 20]
-    rates = [(a["train/learning_rate"], b["train/learning_rate"]) for a, b in zip(taken, given, strict=True)
-             if a["step"] > 20 and "train/learning_rate" in a]  # fmt: skip
-    assert rates and all(a / b == pytest.approx(1e-3 / values[fields[0]]) for a, b in rates)
-
-
-@pytest.mark.faults
-def test_losers_of_a_population_go_on_from_winners_and_the_best_is_tested(tmp_path: Path):
-    """Three members on two CPUs, of which one can't learn; the first start ends early."""
-    rate, steps = "train.learning_rate", 120
-    learnable = smoke("smoke", {
-        "method": "finetune", "output": str(tmp_path), "tracking.enabled": False, "train.steps": steps,
-        "task.test_size": 20, "evaluation.explained_questions": 2,
-    })  # fmt: skip
-    sweep = Sweep(
-        name="population", title="a population", base=learnable, scheduler="pbt", perturb=(rate,), perturb_iterations=2,
-        space={rate: tune.grid_search([5e-3, 1e-6, 4e-3])}, budget_hours=1e-6,
-    )  # fmt: skip
-    _, results = run_sweep(sweep, display(), parallel=2)
-    assert {one.status for one in results.configurations} == {"unfinished"}
-    folder, results = run_sweep(sweep.model_copy(update={"budget_hours": None}), display(), parallel=2)
-    assert [(one.status, one.iterations) for one in results.configurations] == [("finished", 6)] * 3
-
-    lines = SweepRecord(folder).lines
-    first, last = (next(line for line in some if line["kind"] == "cloned") for some in (lines, reversed(lines)))
-    own = {(line["key"], line["iteration"]): line["accuracies"] for line in lines if line["kind"] == "result"}
-    loser, entry = key_of({rate: 1e-6}), first["history"][-1]
-    assert (first["key"], entry["iteration"]) == (loser, 2)
-    assert own[loser, 1] == own[loser, 2] == [0.0] and own[loser, 3][0] > 0.2  # it could not have learnt that alone
-    by_key, entry = {one.key: one for one in results.configurations}, last["history"][-1]
-    for iteration in (entry["iteration"] - 1, entry["iteration"]):
-        assert by_key[last["key"]].curves[0][iteration - 1] == own[entry["from"], iteration][0]
-
-    for one in results.configurations:
-        life = newest_life(folder / "population" / one.key)
-        assert life is not None and one.values == one.history[-1][1]
-        rows = rows_of(life / "seed0" / "results")
-        assert tuple(row["eval/accuracy"] for row in rows if "eval/accuracy" in row) == one.curves[0]
-        for row in (row for row in rows if "train/learning_rate" in row):
-            values = [values for iteration, values in one.history if iteration * 20 < row["step"]][-1]
-            middle = row["step"] - (learnable.train.log_every + 1) / 2  # of the steps whose mean it is
-            assert row["train/learning_rate"] == pytest.approx(values[rate] * (1 - middle / steps))
-    assert [one.key for one in results.configurations if one.test_accuracy] == [results.finished[0].key]
-    (student,) = (path for path in (tmp_path / "student").iterdir() if path.is_dir())
-    life = newest_life(folder / "population" / results.finished[0].key)
-    assert life is not None and rows_of(student) == rows_of(life / "seed0" / "results")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import subprocess
 import sys
@@ -74,16 +73,6 @@ def test_runs_that_differ_in_seed_and_hardware_are_one_configuration() -> None:
     assert (a.seconds, a.steps, b.seconds, b.steps) == (200, 40, 7, 10)
     assert (results.seeds, results.task, results.method, results.simulated) == ((0, 1), "svamp", "qcrd", False)
     assert grouped("x", [run("a", {"teacher.kind": "simulated"}, [0.1])], {}).simulated
-
-
-def test_a_member_of_a_population_shows_the_values_that_it_ended_with() -> None:
-    schedule = [{"iteration": 0, "values": {"loss.beta": 0.1}, "from": None},
-                {"iteration": 4, "values": {"loss.beta": 0.3}, "from": "x"}]  # fmt: skip
-    runs = [run("a", {"loss.beta": "0.1"}, [0.5], tags={"qcrd.history": json.dumps(schedule)}),
-            run("b", {"loss.beta": "0.2"}, [0.6])]  # fmt: skip
-    member, other = grouped("x", runs, {}).configurations
-    assert member.values == {"loss.beta": 0.3} and other.values == {"loss.beta": 0.2}
-    assert member.history == ((0, {"loss.beta": 0.1}), (4, {"loss.beta": 0.3})) and other.history == ()
 
 
 def test_local_records_know_tags_that_came_later(tmp_path: Path) -> None:

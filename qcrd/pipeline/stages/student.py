@@ -66,7 +66,7 @@ class StudentStage(Stage):
 
     def check(self, config: ExperimentConfig) -> None:
         if config.negatives.source == "fixed":
-            check_folder("negatives.fixed", config.negatives.fixed)
+            check_folder("negatives.fixed", str(_fixed_folder(config)))
 
     def planned_work(self, planning: Planning) -> Work:
         train, resources = planning.config.train, planning.config.resources
@@ -94,6 +94,11 @@ class StudentStage(Stage):
         return [["iterations, best", f"{summary['iterations']}, {summary['best_iteration']}"]]
 
 
+def _fixed_folder(config: ExperimentConfig) -> Path:
+    """The folder on this node of the model that writes fixed negatives."""
+    return model_folder(Storage.of(config.output), str(config.negatives.fixed))
+
+
 def _negatives_settings(config: ExperimentConfig) -> dict[str, Any]:
     negatives = config.negatives
     settings: dict[str, Any] = {
@@ -107,8 +112,7 @@ def _negatives_settings(config: ExperimentConfig) -> dict[str, Any]:
         "batch_size": negatives.batch_size,
     }
     if negatives.source == "fixed":
-        folder = model_folder(Storage.of(config.output), str(negatives.fixed))
-        settings["fixed"] = named_model(str(folder), None)
+        settings["fixed"] = named_model(str(_fixed_folder(config)), None)
     return settings
 
 

@@ -65,8 +65,8 @@ def write_report(
 ) -> dict[str, float]:
     """Write the report of one experiment into the folder `out`. Returns the headline numbers as flat metrics.
 
-    `inputs`: finished folder of each stage; samples, rationales and discriminator may be absent. `summaries`: what each stage
-    said when it ran; any key may be absent.
+    `inputs`: finished folder of each stage; samples, rationales and discriminator may be absent. `summaries`: what each
+    stage said when it ran; any key may be absent.
     """
     data = read_report_data(config, inputs, summaries)
     _draw(data, out / "figures")

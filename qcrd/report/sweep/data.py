@@ -20,7 +20,7 @@ class Configuration:
     key: str
     """Its name in the sweep: the same values have the same key."""
     values: dict[str, Any]
-    """Swept field (dotted) → value; of a population's member those it ended with."""
+    """Swept field (dotted) → value."""
     status: Status
     curves: dict[int, tuple[float, ...]]
     """Seed → validation accuracy after iteration 1, 2, …, in [0, 1]."""
@@ -32,8 +32,6 @@ class Configuration:
     """Why it failed."""
     test_accuracy: dict[int, float] = field(default_factory=dict)
     """Seed → accuracy on the test set; of the winner alone."""
-    history: tuple[tuple[int, dict[str, Any]], ...] = ()
-    """Of a population's member: (iteration, values that its student was trained with after it), from 0 on."""
 
     @property
     def iterations(self) -> int:

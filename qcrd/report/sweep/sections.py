@@ -33,10 +33,6 @@ _SCORE_NOTE = (
     "seeds (none with one seed). The best of many was chosen by the same questions, so its own score is too high an "
     "estimate; only the test set tells how good it is."
 )
-_SCHEDULE_HEADING = (
-    "Population based training changed these on the way; the tables above show the last values. A student was trained "
-    "with all of a member's lines; where it took over another's state, its time and steps till then are that one's:"
-)
 _EFFECT_NOTE = (
     "Mean of the scores at each value, whatever the other fields are, with a 95 % bootstrap interval over the "
     "configurations; an interval of few configurations is too narrow. Values were not assigned at random where a "
@@ -126,17 +122,6 @@ def failures(results: SweepResults) -> list[list[str]]:
     return [[one.key, one.reason or "no reason given"] for one in failed]
 
 
-def schedules(results: SweepResults) -> list[list[str]]:
-    """Of members of a population that took over another's state: from which iteration on they had which values."""
-    names = short_names(results.fields)
-    return [
-        [one.key, str(iteration), ", ".join(f"{names.get(k, k)} {value_label(v)}" for k, v in values.items())]
-        for one in results.configurations
-        if len(one.history) > 1
-        for iteration, values in one.history
-    ]
-
-
 def choice_line(results: SweepResults, choice: Choice) -> str:
     """Which configuration to take by the one-standard-error rule, and which others it could be; plain text."""
     best, cheapest, fields = choice.best, choice.cheapest, results.fields
@@ -220,8 +205,7 @@ def tables_section(results: SweepResults) -> list[str]:
     """The ranked configurations, and below them those that were stopped early, go on later, or failed."""
     lines = ["## Configurations", ""]
     why = (["configuration", "why it failed"], failures(results))
-    changed = (["configuration", "after iteration", "values"], schedules(results))
-    tables = (("", ranking(results)), ("Not ranked:", others(results)), ("", why), (_SCHEDULE_HEADING, changed))
+    tables = (("", ranking(results)), ("Not ranked:", others(results)), ("", why))
     for heading, (header, rows) in tables:
         if rows:
             cells = [[shown(text) if text else "" for text in row] for row in rows]

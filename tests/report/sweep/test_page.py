@@ -100,16 +100,6 @@ def test_text_of_the_report(written: tuple[Path, dict[str, float]]) -> None:
     assert "figures/importance.png" not in text  # drawn in the page alone
 
 
-def test_members_of_a_population_show_what_they_were_trained_with(tmp_path: Path) -> None:
-    rate = "train.learning_rate"
-    changed = one("member", {rate: 0.02}, {0: [0.1, 0.4]}, history=((0, {rate: 0.5}), (1, {rate: 0.02})))
-    steady = one("steady", {rate: 0.03}, {0: [0.2, 0.3]}, history=((0, {rate: 0.03}),))
-    write_sweep_report(sweep([changed, steady], seeds=(0,)), tmp_path)
-    table = (tmp_path / "report.md").read_text().partition("Population based training changed")[2]
-    assert "| member | 0 | learning\\_rate 0.5 |" in table and "| member | 1 | learning\\_rate 0.02 |" in table
-    assert "steady" not in table.partition("The score is")[0]
-
-
 def test_csv_has_a_row_a_configuration_and_seed(written: tuple[Path, dict[str, float]]) -> None:
     rows = list(csv.DictReader((written[0] / "results.csv").open(newline="")))
     assert len(rows) == 6 * 3 + 3 + 1
