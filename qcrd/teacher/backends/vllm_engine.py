@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from qcrd.config import ConfigError, VllmTeacherConfig
-from qcrd.storage.artifacts import folder_digest
+from qcrd.storage.fingerprints import folder_digest
 from qcrd.teacher.backends.base import Answer, Backend, Call, Reply, TeacherError, language_model_identity
 from qcrd.teacher.prompts import Prompts
 
