@@ -8,7 +8,7 @@ from qcrd.config import ExperimentConfig
 from qcrd.pipeline.stage import Stage, StageRun, Summary, short
 from qcrd.pipeline.stages.predictions import PREDICTIONS
 from qcrd.pipeline.stages.samples import SAMPLES
-from qcrd.report.experiment.report import write_report
+from qcrd.report.experiment.report import headline_lines, write_report
 from qcrd.storage.artifacts import Artifact
 from qcrd.tracking.record import RunRecord
 
@@ -43,6 +43,9 @@ class ReportStage(Stage):
 
     def headline(self, summary: Summary) -> list[list[str]]:
         return [[title, short(summary[key])] for key, title in _HEALTH.items() if key in summary]
+
+    def closing_lines(self, summary: Summary) -> list[str]:
+        return headline_lines(summary)
 
 
 REPORT = ReportStage()

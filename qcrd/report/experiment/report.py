@@ -7,7 +7,7 @@ about models, Ray or MLflow.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from qcrd.report.experiment.health import (
     scores_by_source,
     warnings_of,
 )
-from qcrd.report.experiment.results import best_step, headline, result_section
+from qcrd.report.experiment.results import best_step, headline, result_lines, result_section, results_of
 from qcrd.report.markdown import cell, table
 from qcrd.teacher.backends.table import backend_of
 
@@ -61,16 +61,18 @@ _SOURCES = {
 
 def write_report(
     config: ExperimentConfig, inputs: Mapping[str, Path], summaries: Mapping[str, Mapping[str, Any]], out: Path
-) -> dict[str, float]:
-    """Write the report of one experiment into the folder `out`. Returns the headline numbers as flat metrics.
+) -> dict[str, Any]:
+    """Write the report of one experiment into the folder `out`. Returns the headline numbers as flat metrics, and
+    beside them `results` (see `results_of`) and the texts of the `warnings`; all plain data.
 
-    `inputs`: finished folder of each stage; samples, rationales and discriminator may be absent. `summaries`: what each stage
-    said when it ran; any key may be absent.
+    `inputs`: finished folder of each stage; samples, rationales and discriminator may be absent. `summaries`: what each
+    stage said when it ran; any key may be absent.
     """
     data = read_report_data(config, inputs, summaries)
     _draw(data, out / "figures")
     warnings = warnings_of(data)
     metrics = {**headline(data), **health_metrics(data), "report/warnings": float(len(warnings))}
+    results = results_of(data)
     lines = [
         *_title(data),
         *result_section(data),
@@ -91,10 +93,16 @@ def write_report(
     summary = {
         "name": config.name, "method": config.method, "task": config.task.name, "seed": config.seed,
         "simulated_teacher": backend_of(config.teacher).simulated, "warnings": warnings, "metrics": metrics,
+        "results": results,
     }  # fmt: skip
     text = json.dumps(summary, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
-    return metrics
+    return {**metrics, "results": results, "warnings": warnings}
+
+
+def headline_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What a person reads first, from what `write_report` returned: the results, then the warnings."""
+    return [*result_lines(summary["results"]), *_warning_lines(summary["warnings"])]
 
 
 def _draw(data: ReportData, folder: Path) -> None:
@@ -113,9 +121,12 @@ def _title(data: ReportData) -> list[str]:
     return lines
 
 
-def _warning_section(warnings: list[str]) -> list[str]:
-    shown = [f"- **WARNING** {line}" for line in warnings] or ["None."]
-    return ["## Warnings", "", *shown, ""]
+def _warning_lines(warnings: Sequence[str]) -> list[str]:
+    return [f"- **WARNING** {line}" for line in warnings]
+
+
+def _warning_section(warnings: Sequence[str]) -> list[str]:
+    return ["## Warnings", "", *(_warning_lines(warnings) or ["None."]), ""]
 
 
 def _settings_section(data: ReportData) -> list[str]:

@@ -47,7 +47,7 @@ class Tested:
         return self.test is not None and self.test.difference > 0 and self.p_holm is not None and self.p_holm < LEVEL
 
     def verdict(self, escaped: Callable[[str], str] = str) -> str:
-        """The claim, whether it is shown, and all that is needed to discriminator that, in one line.
+        """The claim, whether it is shown, and all that is needed to judge that, in one line.
 
         Names go through `escaped`.
         """

@@ -29,7 +29,7 @@ from qcrd.records import (
     write_rows,
 )
 from qcrd.report.experiment import report
-from qcrd.report.experiment.report import write_report
+from qcrd.report.experiment.report import headline_lines, write_report
 from qcrd.report.markdown import cell, table
 from qcrd.report.paper import ACCURACIES, STATISTICS, paper_accuracy
 
@@ -55,6 +55,7 @@ class World:
     without: tuple[str, ...] = ()
     explained: int = 7
     evaluation: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     def write(self, figures: bool = False) -> tuple[str, dict[str, float], Path]:
         """Write the folders and the report. Returns the report's text, the metrics and the folder.
@@ -70,7 +71,8 @@ class World:
         out = self.folder / "report"
         out.mkdir()
         with nullcontext() if figures else mock.patch.object(report, "_draw"):
-            metrics = write_report(self.config, inputs, self.summaries, out)
+            self.summary = write_report(self.config, inputs, self.summaries, out)
+        metrics = {key: value for key, value in self.summary.items() if not isinstance(value, list)}
         return (out / "report.md").read_text(), metrics, out
 
     def _questions(self, folder: Path) -> None:
@@ -127,8 +129,8 @@ class World:
 
     def _discriminator(self, folder: Path) -> None:
         row: dict[str, float] = {
-            "step": 100, "discriminator/loss": -0.7, "discriminator/mean_positive": 0.93, "discriminator/mean_negative": 0.08,
-            "discriminator/auroc_augmented": 0.991,
+            "step": 100, "discriminator/loss": -0.7, "discriminator/mean_positive": 0.93,
+            "discriminator/mean_negative": 0.08, "discriminator/auroc_augmented": 0.991,
         }  # fmt: skip
         if self.auroc is not None:
             row["discriminator/auroc_real"] = self.auroc
@@ -236,6 +238,24 @@ def test_accuracy_lines_and_returned_metrics(default_report: Report) -> None:
     assert metrics["report/gain_standard_error_points"] == pytest.approx(100 * math.sqrt(0.21 / 39))
     assert metrics["report/warnings"] == 0
     assert json.loads((out / "summary.json").read_text())["metrics"] == metrics
+
+
+def test_results_and_warnings_are_data_that_the_terminal_shows_too(tmp_path: Path) -> None:
+    world = World(tmp_path, make_config(), auroc=0.9)
+    text, metrics, out = world.write()
+    summary = json.loads(json.dumps(world.summary))  # as it is kept
+    best, last, initial, gained = summary["results"]
+    assert (best["measure"], best["checkpoint"], best["iteration"], best["value"], best["items"]) == (
+        "test accuracy", "best", 6, 0.75, 40
+    )  # fmt: skip
+    assert best["standard_error"] == metrics["report/test_standard_error"]
+    assert (last["value"], last["iteration"], initial["value"], initial["iteration"]) == (0.7, 8, 0.05, 0)
+    assert gained["value"] == metrics["report/gain_points"]
+    lines = headline_lines(summary)
+    assert [line.split(":")[0] for line in lines[:4]] == ["test accuracy", "test accuracy", "untrained student", "gain"]
+    assert lines[4].startswith("- **WARNING** discriminator AUROC") and len(lines) == 5
+    assert set(lines) <= set(text.splitlines())
+    assert json.loads((out / "summary.json").read_text())["results"] == summary["results"]
 
 
 def test_flow_and_table_a2(tmp_path: Path) -> None:
