@@ -5,13 +5,13 @@ Knows nothing about how a student is trained.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcrd.report.experiment.data import ReportData
 from qcrd.report.markdown import NOT_MEASURED, count, table
 from qcrd.report.paper import paper_accuracy
+from qcrd.report.statistics import standard_error
 
 CHECKPOINTS = {"best": "best validation checkpoint", "last": "last checkpoint", "initial": "before training"}
 
@@ -63,11 +63,8 @@ def gain(data: ReportData) -> tuple[float, float | None] | None:
     }
     shared = right["best"].keys() & right["initial"].keys()
     steps = [int(right["best"][q]) - int(right["initial"][q]) for q in shared]
-    error = None
-    if len(steps) > 1:
-        mean = sum(steps) / len(steps)
-        error = 100 * math.sqrt(sum((step - mean) ** 2 for step in steps) / (len(steps) - 1) / len(steps))
-    return 100 * (best[0] - initial[0]), error
+    error = standard_error(steps)
+    return 100 * (best[0] - initial[0]), None if error is None else 100 * error
 
 
 def results_of(data: ReportData) -> list[dict[str, Any]]:

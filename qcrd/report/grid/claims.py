@@ -10,8 +10,8 @@ import numpy as np
 from qcrd.config import StudentConfig
 from qcrd.config.grid import SHARES, STAGE_OF, Cell, Claim, Grid
 from qcrd.report.grid.data import CellResult, GridResults, is_simulated
-from qcrd.report.grid.statistics import LEVEL, Matrix, PairedTest, compare, holm, mean_interval
 from qcrd.report.paper import HUB_NAMES, SHOWN_NAMES
+from qcrd.report.statistics import LEVEL, Matrix, PairedTest, accuracy_interval, compare, holm
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def summarise(grid: Grid, results: GridResults, cell: Cell) -> Summary | None:
     high: float | None = None
     right = right_matrix(found) if cell.measure == "test_accuracy" else None
     if right is not None:
-        low, high = (100 * end for end in mean_interval(right))
+        low, high = (100 * end for end in accuracy_interval(right))
     elif cell.measure == "training_hours" and len(values) > 1:
         low, high = min(values), max(values)
     items = 0 if right is None else right.shape[1]

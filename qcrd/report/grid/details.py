@@ -67,7 +67,7 @@ def _shared_question(found: Sequence[CellResult]) -> str | None:
 
 
 def densities_section(grid: Grid, results: GridResults, figures: Path) -> list[str]:
-    """Figure 6: densities of the discriminator's scores, and the numbers beside them. Draws a figure a cell with any."""
+    """Figure 6: densities of the discriminator's scores, and the numbers beside them. One figure a cell with any."""
     lines = ["## Score densities", ""]
     with_scores = [
         (one, result) for one in grid.cells if (result := _first_with_scores(results.of(one.row, one.column)))

@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from qcrd.config.grid import SHARES, Cell, Grid
 from qcrd.report.grid.claims import Summary, Tested, column_student
 from qcrd.report.grid.data import ComparisonResult, GridResults, is_simulated
-from qcrd.report.grid.statistics import sign_test
 from qcrd.report.markdown import cell as shown
 from qcrd.report.markdown import percent, table
+from qcrd.report.statistics import sign_test
 from qcrd.teacher.backends.table import backend_of
 
 MISSING = "missing"
