@@ -16,6 +16,7 @@ from qcrd.config.models import (
     StudentConfig,
     StudentSettings,
 )
+from qcrd.config.paper import PaperNumber
 from qcrd.config.running import ResourcesConfig, TrackingConfig
 from qcrd.config.settings import flatten, one_line, validated, with_overrides
 from qcrd.config.task import BenchmarkTaskConfig, GeneratedTaskConfig, TaskConfig, TaskSettings
@@ -55,6 +56,7 @@ __all__ = [
     "NegativesConfig",
     "OpenAITeacherConfig",
     "PaidSettings",
+    "PaperNumber",
     "Positive",
     "PrefixesConfig",
     "PretrainedDiscriminatorConfig",

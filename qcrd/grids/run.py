@@ -37,7 +37,6 @@ from qcrd.pipeline.run import (
 from qcrd.records import Explanation, Prediction, Question, Score, read_rows
 from qcrd.report.grid.data import CellResult, ComparisonResult, GridResults, Place, is_simulated
 from qcrd.report.grid.report import write_grid_report
-from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.fingerprints import digest_of
 from qcrd.storage.json_lines import read_json_lines
@@ -73,11 +72,9 @@ class Finished:
 
 
 def paper_hours(config: ExperimentConfig) -> float | None:
-    """Hours of a student's training on one A100-80G, in proportion to the paper's; None where it gives none."""
-    student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
-    method = config.method if config.method != "qcrd" or config.uses_discriminator() else "qcrd w/o D"
-    hours = TRAINING_HOURS.get((student, method))
-    return None if hours is None else hours * config.train.steps / PAPER_STEPS
+    """Hours of a student's training, in proportion to the paper's steps; None where the recipe hands over none."""
+    printed = config.printed("training_hours")
+    return None if printed is None or printed.steps is None else printed.value * config.train.steps / printed.steps
 
 
 def jobs_of(grid: Grid) -> list[Job]:

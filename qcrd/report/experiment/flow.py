@@ -9,11 +9,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qcrd.config.paper import PaperMeasure
 from qcrd.evaluate.metrics import EXPLAINING
 from qcrd.records import Example, Score
 from qcrd.report.experiment.data import ReportData
 from qcrd.report.markdown import NOT_MEASURED, cell, count, number, percent, table
-from qcrd.report.paper import STATISTICS, STATISTICS_SAMPLES
 
 
 def why_no_teacher(data: ReportData) -> str:
@@ -76,19 +76,20 @@ def statistics_section(data: ReportData) -> list[str]:
     if data.statistics is None:
         return [*lines, why_no_teacher(data), ""]
     k = data.config.rationales.num_samples
-    printed = STATISTICS.get(data.config.task.name)
     header = ["statistic", "positive = gold answer", "positive = majority answer"]
-    if printed is not None:
-        header.append(f"paper, K = {STATISTICS_SAMPLES}, gold")
-    names = {
+    names: dict[PaperMeasure, str] = {
         "mean_positives": f"mean positives of K = {k}",
         "share_only_positives": "share of questions with only positives",
         "share_only_negatives": "share of questions with only negatives",
     }
+    printed = {key: data.config.printed(key) for key in names}
+    headings = dict.fromkeys(one.heading for one in printed.values() if one is not None)
+    header += [" / ".join(headings)] if headings else []
     rows = []
     for key, title in names.items():
         row = [title, *(number(data.statistics.get(side, {}).get(key)) for side in ("by_gold", "by_majority"))]
-        rows.append(row if printed is None else [*row, number(getattr(printed, key), 2)])
+        value = printed[key]
+        rows.append([*row, "" if value is None else number(value.value, 2)] if headings else row)
     lines += table(header, rows)
     others = {
         "sample_accuracy": "parsed samples with the gold answer", "vote_accuracy": "questions whose vote is right",

@@ -10,7 +10,6 @@ from typing import Any
 
 from qcrd.report.experiment.data import ReportData
 from qcrd.report.markdown import NOT_MEASURED, count, table
-from qcrd.report.paper import paper_accuracy
 from qcrd.report.statistics import standard_error
 
 CHECKPOINTS = {"best": "best validation checkpoint", "last": "last checkpoint", "initial": "before training"}
@@ -109,32 +108,22 @@ def _gain_line(one: Mapping[str, Any]) -> str:
 def result_section(data: ReportData) -> list[str]:
     """Accuracy lines, and the table beside the paper's number where the paper has the task."""
     lines = ["## Result", "", *(part for line in result_lines(results_of(data)) for part in (line, ""))]
-    config = data.config
-    student = config.student.model if config.student.kind == "seq2seq" else None
-    printed = paper_accuracy(config.task.name, student, config.method)
+    printed = data.config.printed("test_accuracy", of_any_student=True)
     header = ["checkpoint", "iteration", "test accuracy", "validation accuracy"]
     if printed is not None:
-        header.append(f"paper ({printed[0]})")
+        header.append(printed.heading)
     rows = []
     for name, title in CHECKPOINTS.items():
         row = [title, count(iteration_of(data, name)), _shown(data, name, "test"), _shown(data, name, "validation")]
         if printed is not None:
-            row.append(f"{printed[1].percent:.2f} %" if name == "best" else "")
+            row.append(f"{printed.value:.2f} %" if name == "best" else "")
         rows.append(row)
     lines += table(header, rows)
     lines += ["The checkpoint was chosen on the validation questions; the test questions chose nothing.", ""]
     if printed is not None:
-        lines += [_paper_note(data, printed[0], printed[1].table, printed[1].odd), ""]
+        other = " This run trained on other labels, so the two are not the same experiment."
+        lines += [printed.note + (other if data.config.train.labels != printed.labels else ""), ""]
     return lines
-
-
-def _paper_note(data: ReportData, student: str, source: str, odd: bool) -> str:
-    note = f"The paper's number is {source}'s: {data.config.method} with {student}, gold labels, its default settings."
-    if data.config.train.labels != "gold":
-        note += " This run trained on the teacher's labels, so the two are not the same experiment."
-    if odd:
-        note += " No count of right answers over the published test size gives it: an average, another size or a slip."
-    return note
 
 
 def headline(data: ReportData) -> dict[str, float]:

@@ -14,7 +14,9 @@ from unittest import mock
 
 import pytest
 
-from qcrd.config import ExperimentConfig, validated
+from experiments.paper import ACCURACIES, STATISTICS, TRAINING_HOURS, numbers
+from qcrd.config import ExperimentConfig, flatten, validated, with_overrides
+from qcrd.pipeline.identity import experiment_identity
 from qcrd.rationales.consistency import statistics
 from qcrd.records import (
     Example,
@@ -31,7 +33,6 @@ from qcrd.records import (
 from qcrd.report.experiment import report
 from qcrd.report.experiment.report import headline_lines, write_report
 from qcrd.report.markdown import cell, table
-from qcrd.report.paper import ACCURACIES, STATISTICS, paper_accuracy
 
 HOSTILE = (
     "| a | b |\n\n```\n# heading\n<script>alert(1)</script> <b>bold</b> `tick` **x** [l](http://x) \\| end\r\n\x00|"
@@ -360,7 +361,7 @@ def test_simulated_teacher_is_marked(tmp_path: Path) -> None:
 
 
 def test_paper_columns(tmp_path: Path) -> None:
-    task = {"teacher": {"kind": "openai"}, "task": {"name": "svamp"}}
+    task = {"teacher": {"kind": "openai"}, "task": {"name": "svamp"}, "paper": numbers("svamp")}
     small = make_config(**task, student={"model": "t5-small"})
     text, _, _ = World(tmp_path / "small", small).write()
     assert line_with(text, "| checkpoint").endswith("| paper (T5-small) |")
@@ -369,6 +370,11 @@ def test_paper_columns(tmp_path: Path) -> None:
     other, _, _ = World(tmp_path / "other", make_config(**task)).write()
     assert line_with(other, "| checkpoint").endswith("| paper (T5-base) |")
     assert line_with(other, "| best validation").endswith("| 69.00 % |") and "Table 1's" in other
+    assert "paper, K = 5, gold" in other and "not the same experiment" not in other
+    labels, _, _ = World(tmp_path / "labels", make_config(**task, train={"labels": "teacher", "steps": 80})).write()
+    assert "This run trained on other labels, so the two are not the same experiment." in labels
+    nothing, _, _ = World(tmp_path / "nothing", make_config(**task | {"paper": ()})).write()
+    assert "paper (" not in nothing and "paper, K" not in nothing
 
 
 def test_paper_tables() -> None:
@@ -377,9 +383,40 @@ def test_paper_tables() -> None:
     assert ACCURACIES[("esnli", "t5-small", "single_task")].percent == 83.67
     assert {key for key, value in ACCURACIES.items() if value.odd} >= {("anli1", "t5-base", "finetune")}
     assert sum(value.odd for value in ACCURACIES.values()) == 6
-    assert paper_accuracy("arithmetic", "t5-base", "qcrd") is None
-    found = paper_accuracy("cqa", "google-t5/t5-small", "dss")
-    assert found is not None and (found[0], found[1].percent) == ("T5-small", 45.21)
+    printed = numbers("cqa")
+    assert make_config(paper=printed).printed("test_accuracy") is None  # of another task
+    cqa = {"task": {"name": "cqa"}, "teacher": {"kind": "openai"}, "paper": printed}
+    small = make_config(**cqa, method="dss", student={"model": "google-t5/t5-small"})
+    found = small.printed("test_accuracy")
+    assert found is not None and (found.heading, found.value) == ("paper (T5-small)", 45.21)
+    folder = make_config(**cqa, student={"model": "models/t5-small"})  # a folder need not be what it is called
+    assert folder.printed("test_accuracy") is None and folder.printed("training_hours") is None
+    other = folder.printed("test_accuracy", of_any_student=True)
+    assert other is not None and (other.heading, other.value) == ("paper (T5-base)", 63.64)
+    odd = {one.method for one in printed if one.measure == "test_accuracy" and "No count of" in one.note}
+    assert odd == {"finetune", "single_task", "mi"}
+
+
+def test_hours_of_the_paper() -> None:
+    printed = numbers("svamp")
+    for (student, name), hours in TRAINING_HOURS.items():
+        method, without = name.removesuffix(" w/o D"), name.endswith("w/o D")
+        config = make_config(
+            task={"name": "svamp"}, teacher={"kind": "openai"}, paper=printed, method=method,
+            student={"model": student}, discriminator={"enabled": not without},
+        )  # fmt: skip
+        found = config.printed("training_hours")
+        assert found is not None and (found.value, found.steps) == (hours, 10_000), name
+    single = make_config(task={"name": "svamp"}, paper=printed, method="single_task", student={"model": "t5-base"})
+    assert single.printed("training_hours") is None
+
+
+def test_what_the_paper_printed_is_no_setting() -> None:
+    config = make_config(task={"name": "svamp"}, teacher={"kind": "openai"}, paper=numbers("svamp"))
+    assert "paper" not in flatten(config)
+    assert with_overrides(config, {"seed": 3}).paper == config.paper
+    without = config.model_copy(update={"paper": ()})
+    assert experiment_identity(config) == experiment_identity(without)
 
 
 def test_hostile_text_breaks_nothing(tmp_path: Path) -> None:
