@@ -118,11 +118,11 @@ def _statistics(task: str) -> list[PaperNumber]:
 
 
 def _hours() -> list[PaperNumber]:
-    """Of QCRD with and without a discriminator; of the other methods, which have none."""
+    """Of QCRD with and without a discriminator, and of the other methods."""
     return [
         PaperNumber(
             measure="training_hours", value=hours, method=name.removesuffix(_WITHOUT_DISCRIMINATOR), steps=PAPER_STEPS,
-            discriminator=name == "qcrd", models=HUB_NAMES[student],
+            discriminator=name == "qcrd" if name.startswith("qcrd") else None, models=HUB_NAMES[student],
         )
         for (student, name), hours in TRAINING_HOURS.items()
     ]  # fmt: skip

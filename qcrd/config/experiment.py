@@ -106,7 +106,7 @@ class ExperimentConfig(Settings):
         fitting = [
             one for one in self.paper
             if one.measure == measure and one.task in (None, self.task.name) and one.method in (None, self.method)
-            and one.discriminator in (None, self.uses_discriminator())
+            and one.discriminator in (None, self.discriminator.enabled)
         ]  # fmt: skip
         model = self.student.model if isinstance(self.student, Seq2SeqStudentConfig) else None
         own = [one for one in fitting if not one.models or model in one.models]

@@ -15,7 +15,7 @@ class PaperNumber(Settings):
     """One printed number, and of which experiments it speaks: None or nothing stands for any.
 
     An accuracy is in %. `heading` and `note`: what a report writes above it and below it. `models`: names of the
-    student. `steps`: those of `training_hours`.
+    student; `discriminator`: whether one is enabled. `steps`: those of `training_hours`.
     """
 
     measure: PaperMeasure

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from qcrd.config import ExperimentConfig
+from qcrd.evaluate.metrics import EXPLAINING
 from qcrd.pipeline.stage import Stage, StageRun, Summary, short
 from qcrd.pipeline.stages.predictions import PREDICTIONS
 from qcrd.pipeline.stages.samples import SAMPLES
+from qcrd.pipeline.stages.student import LOSS_FIELDS
 from qcrd.report.experiment.report import headline_lines, write_report
+from qcrd.report.experiment.settings import SHOWN_OF_PAPER, MethodFacts, shown_settings
 from qcrd.storage.artifacts import Artifact
 from qcrd.tracking.record import RunRecord
 
@@ -23,6 +26,21 @@ _HEALTH = {
 }
 
 
+def facts_of(config: ExperimentConfig) -> MethodFacts:
+    """What the report must know of the experiment's method."""
+    contrastive, sources = config.method == "qcrd", ("teacher", "snapshot_and_teacher")
+    of_student = config.uses_student_negatives()
+    return MethodFacts(
+        asks_teacher=config.uses_teacher(),
+        explains=config.method in EXPLAINING,
+        loss_fields=LOSS_FIELDS.get(config.method, ()),
+        contrastive=contrastive,
+        negatives=of_student or (contrastive and config.negatives.source in sources),
+        student_negatives=of_student,
+        discriminator=contrastive,
+    )
+
+
 class ReportStage(Stage):
     name = "report"
     version = 3
@@ -33,10 +51,23 @@ class ReportStage(Stage):
         return (*samples, *PREDICTIONS.inputs(config), PREDICTIONS.name)
 
     def settings(self, config: ExperimentConfig) -> dict[str, Any]:
-        return config.identity()
+        """What it shows beside its inputs. The student's folder is a path, its content an input's."""
+        shown = shown_settings(config, facts_of(config))
+        settings: dict[str, Any] = {
+            "name": config.name,
+            "num_examples": config.evaluation.num_examples,
+            "shown": {name: value for name, value in shown.items() if name != "student.model"},
+        }
+        if config.paper:
+            settings["paper"] = [
+                {"measure": measure, "value": one.value, "heading": one.heading, "note": one.note}
+                for measure, any_student in SHOWN_OF_PAPER.items()
+                if (one := config.printed(measure, any_student)) is not None
+            ]
+        return settings
 
     def run(self, run: StageRun) -> Summary:
-        return write_report(run.config, run.inputs, run.summaries, run.out)
+        return write_report(run.config, facts_of(run.config), run.inputs, run.summaries, run.out)
 
     def track(self, record: RunRecord, artifact: Artifact, config: ExperimentConfig) -> None:
         record.add_artifact(artifact.fetch(), self.name)

@@ -20,7 +20,7 @@ from qcrd.storage.output import Storage
 from qcrd.tracking.record import RunRecord
 
 _WEIGHTS = ("label_weight", "rationale_weight")
-_LOSS_FIELDS = {
+LOSS_FIELDS = {
     "dss": _WEIGHTS,
     "mi": (*_WEIGHTS, "mi_weight", "mi_variant"),
     "qcrd": (*_WEIGHTS, "beta", "margin", "scheme", "discriminator_weight", "discriminator_decay"),
@@ -51,7 +51,7 @@ class StudentStage(Stage):
                 "max_label_tokens": student.max_label_tokens,
                 "dtype": student.dtype,
             },
-            "loss": {field: getattr(config.loss, field) for field in _LOSS_FIELDS.get(config.method, ())},
+            "loss": {field: getattr(config.loss, field) for field in LOSS_FIELDS.get(config.method, ())},
             "train": {
                 "steps": train.steps,
                 "iteration_steps": train.iteration_steps,

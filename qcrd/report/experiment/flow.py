@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qcrd.config.paper import PaperMeasure
-from qcrd.evaluate.metrics import EXPLAINING
 from qcrd.records import Example, Score
 from qcrd.report.experiment.data import ReportData
 from qcrd.report.markdown import NOT_MEASURED, cell, count, number, percent, table
@@ -18,8 +17,8 @@ from qcrd.report.markdown import NOT_MEASURED, cell, count, number, percent, tab
 
 def why_no_teacher(data: ReportData) -> str:
     """Why there are no samples."""
-    if data.config.method == "finetune" and data.config.train.labels == "gold":
-        return "No teacher was asked: the method `finetune` on gold labels needs none."
+    if not data.method.asks_teacher:
+        return f"No teacher was asked: the method `{data.config.method}` on gold labels needs none."
     return "No teacher samples were handed to this report, so nothing is said about them."
 
 
@@ -121,7 +120,7 @@ def _teacher_rows(example: Example, scores: Sequence[Score]) -> list[list[str]]:
 def _rationale_lines(data: ReportData) -> list[str]:
     """Whether the student's rationales go with the answers."""
     lines = ["## Rationales of the student", ""]
-    if data.config.method not in EXPLAINING:
+    if not data.method.explains:
         why = f"The method `{data.config.method}` teaches no rationales, so its student was not asked for any."
         return [*lines, why, ""]
     explained = data.evaluation.get("eval/test_explained")

@@ -17,6 +17,7 @@ import pytest
 from experiments.paper import ACCURACIES, STATISTICS, TRAINING_HOURS, numbers
 from qcrd.config import ExperimentConfig, flatten, validated, with_overrides
 from qcrd.pipeline.identity import experiment_identity
+from qcrd.pipeline.stages.report import REPORT, facts_of
 from qcrd.rationales.consistency import statistics
 from qcrd.records import (
     Example,
@@ -38,6 +39,7 @@ HOSTILE = (
     "| a | b |\n\n```\n# heading\n<script>alert(1)</script> <b>bold</b> `tick` **x** [l](http://x) \\| end\r\n\x00|"
 )
 ITERATIONS, STEPS = 8, 10
+METHODS = ["finetune", "single_task", "distill_label", "dss", "mi", "qcrd"]
 
 
 @dataclass
@@ -72,7 +74,7 @@ class World:
         out = self.folder / "report"
         out.mkdir()
         with nullcontext() if figures else mock.patch.object(report, "_draw"):
-            self.summary = write_report(self.config, inputs, self.summaries, out)
+            self.summary = write_report(self.config, facts_of(self.config), inputs, self.summaries, out)
         metrics = {key: value for key, value in self.summary.items() if not isinstance(value, list)}
         return (out / "report.md").read_text(), metrics, out
 
@@ -417,6 +419,38 @@ def test_what_the_paper_printed_is_no_setting() -> None:
     assert with_overrides(config, {"seed": 3}).paper == config.paper
     without = config.model_copy(update={"paper": ()})
     assert experiment_identity(config) == experiment_identity(without)
+    assert "paper" in REPORT.settings(config) and "paper" not in REPORT.settings(without)
+
+
+KINDS: dict[str, dict[str, str]] = {"openai": {}, "vllm": {}, "simulated": {}, "imported": {"path": "replies.jsonl"}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_are_shown_for_every_teacher_and_method(kind: str, method: str, tmp_path: Path) -> None:
+    labels = "teacher" if method == "distill_label" else "gold"
+    config = make_config(teacher={"kind": kind, **KINDS[kind]}, method=method, train={"labels": labels, "steps": 80})
+    without = ("discriminator",) if method != "qcrd" else ()
+    text, _, _ = World(tmp_path, config, without=without).write()
+    table = text.partition("## Settings that matter")[2].partition("\n## ")[0]
+    assert f"| `method` | {cell(method)} |" in table.splitlines()
+    assert (f"| `teacher.kind` | {kind} |" in table.splitlines()) == (method != "finetune")
+    assert ("`loss.label_weight`" in table) == (method in ("dss", "mi", "qcrd"))
+    assert ("`negatives.gap`" in table) == ("`discriminator.max_steps`" in table) == (method == "qcrd")
+
+
+def test_a_report_is_known_by_what_it_shows() -> None:
+    config = make_config(student={"kind": "seq2seq", "model": "here/t5"})
+    same = {"output": "elsewhere", "student.model": "there/t5", "train.micro_batch_size": 2, "tracking.enabled": False}
+    for name, value in same.items():
+        assert REPORT.settings(with_overrides(config, {name: value})) == REPORT.settings(config), name
+    other = {"name": "x", "seed": 1, "method": "dss", "loss.margin": 2.5, "evaluation.num_examples": 7,
+             "negatives.gap": 3, "teacher.kind": "openai", "discriminator.enabled": False}  # fmt: skip
+    for name, value in other.items():
+        assert REPORT.settings(with_overrides(config, {name: value})) != REPORT.settings(config), name
+    without = make_config(discriminator={"enabled": False})
+    assert REPORT.settings(without)["shown"]["discriminator.enabled"] is False
+    assert "discriminator.max_steps" not in REPORT.settings(without)["shown"]
 
 
 def test_hostile_text_breaks_nothing(tmp_path: Path) -> None:
