@@ -14,9 +14,9 @@ from qcrd.config.grid import Grid
 from qcrd.records import Explanation
 from qcrd.report.experiment.figures import HELD_OUT, score_densities
 from qcrd.report.experiment.health import score_table, scores_by_source
+from qcrd.report.figures import plain
 from qcrd.report.grid.claims import subject_of
 from qcrd.report.grid.data import CellResult, GridResults
-from qcrd.report.grid.figures import plain
 from qcrd.report.markdown import NOT_MEASURED, cell, number, percent, table
 
 _HEALTH = {
