@@ -9,6 +9,7 @@ nothing about T5's (after these 200 steps it is 0 %): it shows that real rationa
 
 from typing import Any
 
+from experiments.paper import numbers
 from qcrd.config import (
     BenchmarkTaskConfig,
     EvaluationConfig,
@@ -54,4 +55,5 @@ def recipe() -> ExperimentConfig:
         negatives=NegativesConfig(gap=2, max_new_tokens=48),
         train=TrainConfig(steps=200, iteration_steps=40, learning_rate=1e-3, log_every=10),
         evaluation=EvaluationConfig(batch_size=100),
+        paper=numbers("cqa"),
     )

@@ -7,6 +7,7 @@ As `cqa_imported`, on the first 10,000 training questions: the five prompts are 
 """
 
 from experiments.cqa_imported import recipe as cqa
+from experiments.paper import numbers
 from qcrd.config import BenchmarkTaskConfig, ExperimentConfig, ImportedTeacherConfig
 from qcrd.tasks.files import data_folder
 
@@ -28,5 +29,6 @@ def recipe() -> ExperimentConfig:
             "task": BenchmarkTaskConfig(name="esnli"),
             "evaluation": base.evaluation.model_copy(update={"validation_limit": 500}),
             "teacher": teacher,
+            "paper": numbers("esnli"),
         }
     )

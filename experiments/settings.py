@@ -8,6 +8,7 @@ anything. The paper's teacher, gpt-3.5-turbo, is no longer served by OpenAI: nam
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from experiments.paper import ACCURACIES, NO_SUCH_COUNT, numbers
 from qcrd.config import (
     BenchmarkTaskConfig,
     CheckpointConfig,
@@ -26,7 +27,6 @@ from qcrd.config import (
     with_overrides,
 )
 from qcrd.config.grid import Cell, Claim, Grid, PaperValue
-from qcrd.report.paper import ACCURACIES
 from qcrd.tasks import anli1, cqa, esnli
 from qcrd.tasks.files import DOWNLOAD, data_folder
 from qcrd.tasks.sources import is_whole
@@ -41,7 +41,7 @@ METHODS: dict[str, Settings] = {
     "MI": {"method": "mi"},
     "QCRD": {"method": "qcrd"},
 }
-FLAG = "no count of right answers over the published test size gives this value: an average, another size or a slip"
+FLAG = f"no count {NO_SUCH_COUNT}"
 
 
 def check_preset(preset: str) -> None:
@@ -82,6 +82,7 @@ def _paper(task: str, student: str) -> ExperimentConfig:
         teacher=OpenAITeacherConfig(model="gpt-3.5-turbo"),
         student=Seq2SeqStudentConfig(model=student),
         discriminator=PretrainedDiscriminatorConfig(model="t5-base"),
+        paper=numbers(task),
     )
 
 

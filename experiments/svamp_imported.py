@@ -10,6 +10,7 @@ teacher's rationales going all the way through. Data: QCRD_DATA, default ../shar
 
 from typing import Any
 
+from experiments.paper import numbers
 from qcrd.config import (
     BenchmarkTaskConfig,
     EvaluationConfig,
@@ -52,4 +53,5 @@ def recipe() -> ExperimentConfig:
         negatives=NegativesConfig(gap=2, max_new_tokens=48),
         train=TrainConfig(steps=200, iteration_steps=40, learning_rate=1e-3, log_every=10),
         evaluation=EvaluationConfig(batch_size=100),
+        paper=numbers("svamp"),
     )

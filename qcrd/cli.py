@@ -196,23 +196,18 @@ def _run_one(config: ExperimentConfig, display: Display, options: Options) -> No
     rows = [[name, artifact.path] for name, artifact in finished.items()]
     rows += [["record", pipeline.record_folder(config)]]
     display.table("Where everything lies", ["what", "path"], rows)
-    display.table("What was measured", ["measure", "value"], pipeline.headline(config, finished))
-
-
-def headline_of(report: str) -> str:
-    """The results, verdicts and comparisons of a grid's report, without figures and what stands behind them."""
-    wanted = []
-    for section in report.split("\n## "):
-        if section.startswith(("# ", "Results", "Missing", "Verdicts", "Which rationales")):
-            wanted.append("\n".join(line for line in section.splitlines() if not line.startswith("![")))
-    return "\n## ".join(wanted)
+    measured, lines = pipeline.headline(config, finished)
+    display.table("What was measured", ["measure", "value"], measured)
+    for line in lines:
+        display.say(line)
 
 
 def _run_grid(grid: Grid, recipe: str, display: Display, options: Options, parallel: int | None) -> None:
     from qcrd.grids.run import run_grid
+    from qcrd.report.grid.report import headline
 
     folder, results = run_grid(grid, display, project_root(recipe_file(recipe)), options, parallel)
-    display.markdown(headline_of((folder / "report.md").read_text()))
+    display.markdown(headline(grid, results))
     display.say(f"report: {folder / 'report.html'}")
     if results.missing:
         print(f"error: {len(results.missing)} cells are missing; the report says why", file=sys.stderr)

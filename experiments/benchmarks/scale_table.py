@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 
+from experiments.paper import BASE, TRAINING_HOURS
 from experiments.settings import BENCHMARKS, METHODS
 from qcrd.config import OpenAITeacherConfig, TrainConfig
-from qcrd.report.paper import BASE, TRAINING_HOURS
 from qcrd.teacher.prices import read_price, spent_usd
 
 GPUS, NODE = (1, 8, 64), 8

@@ -16,12 +16,12 @@ from qcrd.config.models import (
     StudentConfig,
     StudentSettings,
 )
+from qcrd.config.paper import PaperNumber
 from qcrd.config.running import ResourcesConfig, TrackingConfig
 from qcrd.config.settings import flatten, one_line, validated, with_overrides
 from qcrd.config.task import BenchmarkTaskConfig, GeneratedTaskConfig, TaskConfig, TaskSettings
 from qcrd.config.teacher import (
     REQUEST_FIELDS,
-    TEACHER_MEANS,
     BatchConfig,
     ImportedTeacherConfig,
     LanguageModelSettings,
@@ -37,7 +37,6 @@ from qcrd.config.training import CheckpointConfig, EvaluationConfig, LossConfig,
 
 __all__ = [
     "REQUEST_FIELDS",
-    "TEACHER_MEANS",
     "BatchConfig",
     "BenchmarkTaskConfig",
     "CheckpointConfig",
@@ -55,6 +54,7 @@ __all__ = [
     "NegativesConfig",
     "OpenAITeacherConfig",
     "PaidSettings",
+    "PaperNumber",
     "Positive",
     "PrefixesConfig",
     "PretrainedDiscriminatorConfig",

@@ -7,15 +7,16 @@ any one benchmark.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
 from qcrd.config.base import ConfigError, Settings
 from qcrd.config.models import DiscriminatorConfig, PretrainedDiscriminatorConfig, Seq2SeqStudentConfig, StudentConfig
+from qcrd.config.paper import PaperMeasure, PaperNumber
 from qcrd.config.running import ResourcesConfig, TrackingConfig
 from qcrd.config.task import GeneratedTaskConfig, TaskConfig
-from qcrd.config.teacher import TEACHER_MEANS, OpenAITeacherConfig, RationalesConfig, TeacherConfig
+from qcrd.config.teacher import OpenAITeacherConfig, RationalesConfig, TeacherConfig
 from qcrd.config.training import CheckpointConfig, EvaluationConfig, LossConfig, NegativesConfig, TrainConfig
 
 
@@ -38,6 +39,7 @@ class ExperimentConfig(Settings):
     evaluation: EvaluationConfig = EvaluationConfig()
     resources: ResourcesConfig = ResourcesConfig()
     tracking: TrackingConfig = TrackingConfig()
+    paper: tuple[PaperNumber, ...] = Field(default=(), description="what a paper printed, for the report; no setting")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -80,16 +82,16 @@ class ExperimentConfig(Settings):
         share = self.train.global_batch_size // self.resources.workers
         return min(self.train.micro_batch_size or share, share)
 
-    def identity(self) -> dict[str, Any]:
-        """All that may change a result, as plain data: without paths, hardware, tracking, and how replies are got."""
-        data = self.model_dump(mode="json", exclude={"output", "resources", "tracking", "checkpoint"})
-        data["task"].pop("path", None)
-        data["train"].pop("micro_batch_size")
-        data["negatives"].pop("placement")
-        if self.negatives.fixed is not None:
-            data["negatives"].pop("fixed")  # a path; what lies there is a part of the student's identity
-        data["teacher"] = {key: value for key, value in data["teacher"].items() if key not in TEACHER_MEANS}
-        return data
+    def printed(self, measure: PaperMeasure, of_any_student: bool = False) -> PaperNumber | None:
+        """What a paper printed for this task, method and student; `of_any_student`: else the first of another one."""
+        fitting = [
+            one for one in self.paper
+            if one.measure == measure and one.task in (None, self.task.name) and one.method in (None, self.method)
+            and one.discriminator in (None, self.discriminator.enabled)
+        ]  # fmt: skip
+        model = self.student.model if isinstance(self.student, Seq2SeqStudentConfig) else None
+        own = [one for one in fitting if not one.models or model in one.models]
+        return next(iter(own or (fitting if of_any_student else [])), None)
 
     def train_limit(self, available: int) -> int | None:
         """How many of the `available` training questions are kept; None where that is all of them.

@@ -121,7 +121,7 @@ def _keys_of(data: Mapping[str, Any], parents: Sequence[str]) -> list[str]:
 
 
 def flatten(config: Settings) -> dict[str, Any]:
-    """Settings as one flat mapping with dotted keys."""
+    """Settings as one flat mapping with dotted keys, without what a paper printed, which is no setting."""
     flat: dict[str, Any] = {}
 
     def visit(prefix: str, value: Any) -> None:
@@ -131,5 +131,5 @@ def flatten(config: Settings) -> dict[str, Any]:
         else:
             flat[prefix] = value
 
-    visit("", config.model_dump())
+    visit("", config.model_dump(exclude={"paper"}))
     return flat

@@ -154,17 +154,6 @@ TeacherConfig = Annotated[
 ]
 """Who is asked, how often, and how: the settings of one kind."""
 
-TEACHER_MEANS = frozenset(
-    {
-        "mode", "base_url", "api_key_env", "api_key_file", "store", "flush_seconds", "concurrency", "actors",
-        "samples_per_request", "requests_per_minute", "tokens_per_minute", "timeout_seconds", "max_attempts",
-        "budget_usd", "prices", "tokenizer", "batch", "tensor_parallel_size", "gpu_memory_utilization",
-        "max_model_len", "path", "aligned_to",
-    }
-)  # fmt: skip
-"""Fields of `TeacherConfig` that decide how replies are got, or where a file lies, not what they are: part of no
-identity."""
-
 
 class RationalesConfig(Settings):
     """Which samples become positive and negative rationales (self-consistency)."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from qcrd.config import ExperimentConfig, with_overrides
 from qcrd.config.grid import STAGE_OF, Cell, Grid
-from qcrd.distill.methods import get_method
 from qcrd.grids.cells import cell_identity
 from qcrd.pipeline.check import check
 from qcrd.pipeline.run import prepared
@@ -14,7 +13,6 @@ from qcrd.pipeline.stages.predictions import PREDICTIONS
 from qcrd.pipeline.stages.report import REPORT
 from qcrd.pipeline.stages.student import STUDENT
 from qcrd.report.grid.data import Place
-from qcrd.report.paper import HUB_NAMES, PAPER_STEPS, TRAINING_HOURS
 from qcrd.storage.artifacts import Artifact
 from qcrd.storage.fingerprints import digest_of
 
@@ -60,12 +58,9 @@ def finished_student(config: ExperimentConfig) -> Artifact | None:
 
 
 def paper_hours(config: ExperimentConfig) -> float | None:
-    """Hours of a student's training on one A100-80G, in proportion to the paper's; None where it gives none."""
-    student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
-    unweighted = get_method(config.method).discriminator and not config.discriminator.enabled
-    method = f"{config.method} w/o D" if unweighted else config.method
-    hours = TRAINING_HOURS.get((student, method))
-    return None if hours is None else hours * config.train.steps / PAPER_STEPS
+    """Hours of a student's training, in proportion to the paper's steps; None where the recipe hands over none."""
+    printed = config.printed("training_hours")
+    return None if printed is None or printed.steps is None else printed.value * config.train.steps / printed.steps
 
 
 def _seeded(grid: Grid, cell: Cell, seed: int) -> CellRun:

@@ -117,10 +117,19 @@ def prepared(stage: Stage, config: ExperimentConfig) -> PreparedStage:
     return PreparedStage(config, artifact, stage_identity(config, stage, finished), inputs)
 
 
-def headline(config: ExperimentConfig, finished: Mapping[str, Artifact]) -> list[list[str]]:
-    """Rows (what was measured, value) of all finished stages."""
-    stages = [stage for stage in stages_of(config) if stage.name in finished]
-    return [row for stage in stages for row in stage.headline(finished[stage.name].marker()["summary"])]
+def headline(
+    config: ExperimentConfig, finished: Mapping[str, Artifact]
+) -> tuple[list[list[str]], list[str]]:  # fmt: skip
+    """What a person wants to see at the end, by all finished stages: rows (what was measured, value), and the lines
+    that stand last."""
+    rows: list[list[str]] = []
+    lines: list[str] = []
+    for stage in stages_of(config):
+        if stage.name in finished:
+            summary = finished[stage.name].marker()["summary"]
+            rows += stage.headline(summary)
+            lines += stage.closing_lines(summary)
+    return rows, lines
 
 
 def _run_stages(
@@ -172,7 +181,7 @@ def _run_stage(
         )
     )  # fmt: skip
     artifact.finish(identity["settings"], identity["inputs"], summary)
-    shown = ", ".join(f"{key} {short(value)}" for key, value in summary.items() if not isinstance(value, dict))
+    shown = ", ".join(f"{key} {short(value)}" for key, value in summary.items() if not isinstance(value, dict | list))
     display.stage_finished(stage.name, time.perf_counter() - started, shown)
     if errors := stage.errors(summary):
         display.warn(f"{errors} {stage.name} are error rows; --retry-errors asks just those again")

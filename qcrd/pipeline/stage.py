@@ -132,6 +132,10 @@ class Stage:
         """Rows (what was measured, value) that a person wants to see at the end of a run."""
         return []
 
+    def closing_lines(self, summary: Summary) -> list[str]:
+        """Sentences that a person wants to read last: results and warnings."""
+        return []
+
 
 def short(value: Any) -> str:
     """A value of a summary as a person reads it."""

@@ -3,8 +3,8 @@
 The identity of a sample is the task's name, the question's text, the prompt, the sample index and what changes a
 reply, as its backend says: for a real teacher model, api, temperature, top_p, max_tokens, stop, seed, extra fields. Not
 in it are `base_url` (one model served from two addresses is one model; give models that differ different names),
-`num_samples` (so m = 1 and m = 5 share calls) and everything in `config.TEACHER_MEANS`. Knows nothing about Ray or how
-a teacher is reached.
+`num_samples` (so m = 1 and m = 5 share calls) and how replies are got (tests/teacher/test_requests.py lists those
+settings). Knows nothing about Ray or how a teacher is reached.
 """
 
 from __future__ import annotations

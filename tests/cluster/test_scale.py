@@ -10,9 +10,9 @@ import pytest
 
 from experiments.benchmarks import scale_table
 from experiments.benchmarks.scale_table import Work, makespan
+from experiments.paper import BASE, TRAINING_HOURS
 from experiments.table1 import recipe
 from qcrd.grids.cell_runs import runs_of
-from qcrd.report.paper import BASE, TRAINING_HOURS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = (ROOT / "cluster" / "SCALE.md").read_text()

@@ -2,7 +2,7 @@
 
 import pytest
 
-from qcrd.report.experiment import figures
+from qcrd.report import figures
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qcrd.config import TEACHER_MEANS, ConfigError, ExperimentConfig, OpenAITeacherConfig
+from qcrd.config import ConfigError, ExperimentConfig, OpenAITeacherConfig, VllmTeacherConfig
 from qcrd.records import SEPARATOR, Question
 from qcrd.storage.output import Storage
 from qcrd.tasks import get_task
@@ -84,7 +84,11 @@ VLLM_MEANS: dict[str, Any] = {"tensor_parallel_size": 4, "gpu_memory_utilization
 
 
 def test_how_replies_are_got_changes_no_key():
-    assert {*MEANS, *VLLM_MEANS, "path", "aligned_to"} == TEACHER_MEANS  # a new one gets a value here
+    deciding = {"kind", "model", "temperature", "top_p", "max_tokens", "prompt", "seed", "extra_body", "api"}
+    of_others = {"num_samples", "splits", "parser", "max_tokens_field"}  # which are asked, how they are read and sent
+    assert {*MEANS, *deciding, *of_others} == set(OpenAITeacherConfig.model_fields)  # a new one gets a value here
+    of_vllm = {"dtype", "revision"}
+    assert set(VllmTeacherConfig.model_fields) - set(OpenAITeacherConfig.model_fields) == {*VLLM_MEANS, *of_vllm}
     first = wanted()
     for name, value in MEANS.items():
         assert value != getattr(OpenAITeacherConfig(), name)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from qcrd.config import ExperimentConfig
-from qcrd.distill.methods import uses_student_negatives, uses_teacher_negatives
 from qcrd.records import Example, Explanation, Prediction, Question, Sample, Score, read_rows
+from qcrd.report.experiment.settings import MethodFacts
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.teacher.backends.table import backend_of
 
@@ -27,6 +27,7 @@ class ReportData:
     """What was measured. A field is None where the experiment has no such stage."""
 
     config: ExperimentConfig
+    method: MethodFacts
     inputs: Mapping[str, Path]
     summaries: Mapping[str, Mapping[str, Any]]
     questions: list[Question]
@@ -45,11 +46,6 @@ class ReportData:
         """Method and task for titles; it says so where the teacher is simulated."""
         simulated = ", simulated teacher" if backend_of(self.config.teacher).simulated else ""
         return f"{self.config.method} on {self.config.task.name}{simulated}"
-
-    def uses_negatives(self) -> bool:
-        """Whether the loss has a negative term."""
-        method, negatives = self.config.method, self.config.negatives
-        return uses_student_negatives(method, negatives) or uses_teacher_negatives(method, negatives)
 
     def num_predictions(self, checkpoint: str, split: str) -> int:
         return sum(p.checkpoint == checkpoint and p.split == split for p in self.predictions)
@@ -70,8 +66,9 @@ def series(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float
 
 
 def read_report_data(
-    config: ExperimentConfig, inputs: Mapping[str, Path], summaries: Mapping[str, Mapping[str, Any]]
-) -> ReportData:
+    config: ExperimentConfig, method: MethodFacts, inputs: Mapping[str, Path],
+    summaries: Mapping[str, Mapping[str, Any]],
+) -> ReportData:  # fmt: skip
     """Read the folders. Raises `FileNotFoundError` where a stage's folder lacks a file that the stage writes."""
 
     def rows(stage: str, name: str, kind: type[T]) -> list[T]:
@@ -79,6 +76,7 @@ def read_report_data(
 
     return ReportData(
         config=config,
+        method=method,
         inputs=inputs,
         summaries=summaries,
         questions=rows("questions", "questions.parquet", Question),

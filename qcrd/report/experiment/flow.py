@@ -9,16 +9,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qcrd.distill.methods import get_method, uses_teacher
+from qcrd.config.paper import PaperMeasure
 from qcrd.records import Example, Score
 from qcrd.report.experiment.data import ReportData
 from qcrd.report.markdown import NOT_MEASURED, cell, count, number, percent, table
-from qcrd.report.paper import STATISTICS, STATISTICS_SAMPLES
 
 
 def why_no_teacher(data: ReportData) -> str:
     """Why there are no samples."""
-    if not uses_teacher(data.config.method, data.config.train):
+    if not data.method.asks_teacher:
         return f"No teacher was asked: the method `{data.config.method}` on gold labels needs none."
     return "No teacher samples were handed to this report, so nothing is said about them."
 
@@ -76,19 +75,20 @@ def statistics_section(data: ReportData) -> list[str]:
     if data.statistics is None:
         return [*lines, why_no_teacher(data), ""]
     k = data.config.rationales.num_samples
-    printed = STATISTICS.get(data.config.task.name)
     header = ["statistic", "positive = gold answer", "positive = majority answer"]
-    if printed is not None:
-        header.append(f"paper, K = {STATISTICS_SAMPLES}, gold")
-    names = {
+    names: dict[PaperMeasure, str] = {
         "mean_positives": f"mean positives of K = {k}",
         "share_only_positives": "share of questions with only positives",
         "share_only_negatives": "share of questions with only negatives",
     }
+    printed = {key: data.config.printed(key) for key in names}
+    headings = dict.fromkeys(one.heading for one in printed.values() if one is not None)
+    header += [" / ".join(headings)] if headings else []
     rows = []
     for key, title in names.items():
         row = [title, *(number(data.statistics.get(side, {}).get(key)) for side in ("by_gold", "by_majority"))]
-        rows.append(row if printed is None else [*row, number(getattr(printed, key), 2)])
+        value = printed[key]
+        rows.append([*row, "" if value is None else number(value.value, 2)] if headings else row)
     lines += table(header, rows)
     others = {
         "sample_accuracy": "parsed samples with the gold answer", "vote_accuracy": "questions whose vote is right",
@@ -120,7 +120,7 @@ def _teacher_rows(example: Example, scores: Sequence[Score]) -> list[list[str]]:
 def _rationale_lines(data: ReportData) -> list[str]:
     """Whether the student's rationales go with the answers."""
     lines = ["## Rationales of the student", ""]
-    if not get_method(data.config.method).explains:
+    if not data.method.explains:
         why = f"The method `{data.config.method}` teaches no rationales, so its student was not asked for any."
         return [*lines, why, ""]
     explained = data.evaluation.get("eval/test_explained")

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from qcrd.distill.methods import get_method, uses_student_negatives
 from qcrd.records import Score
 from qcrd.report.experiment.data import ReportData, Row, series
 from qcrd.report.experiment.figures import HELD_OUT
@@ -25,7 +24,7 @@ SOURCES = {"teacher_positive": "teacher, positive", "teacher_negative": "teacher
 
 def why_no_discriminator(data: ReportData) -> str:
     """Why there is no discriminator."""
-    if not get_method(data.config.method).discriminator:
+    if not data.method.discriminator:
         return f"No discriminator was trained: the method `{data.config.method}` uses none."
     if not data.config.discriminator.enabled:
         return "No discriminator was trained: discriminator.enabled is false (w/o QJ), so s+ = 1 and s- = 0."
@@ -63,27 +62,27 @@ def hinge_rows(data: ReportData) -> tuple[list[Row], str]:
 def health_section(data: ReportData) -> list[str]:
     """Whether the contrastive loss did anything."""
     lines = ["## Loss health", ""]
-    if not get_method(data.config.method).negatives:
+    if not data.method.contrastive:
         return [*lines, f"The method `{data.config.method}` has no contrastive loss.", ""]
     rows = data.metric_rows
     hinges, when = hinge_rows(data)
     measures = [Measure("mean l of positives (nats per token)", "train/positive_nll", rows)]
-    if data.uses_negatives():
+    if data.method.negatives:
         measures.insert(0, Measure(f"share of active hinges, {when}", "train/hinge_active", hinges, True))
         measures.append(Measure("mean l of negatives (nats per token)", "train/negative_nll", rows))
     measures.append(Measure("entropy of the selected positive (nats)", "train/selection_entropy", rows))
     if data.discriminator_rows is not None:
         measures.append(Measure("mean s+ in the loss", "train/positive_quality", rows))
-        if data.uses_negatives():
+        if data.method.negatives:
             measures.append(Measure("mean s- in the loss", "train/negative_quality", rows))
-    if uses_student_negatives(data.config.method, data.config.negatives):
+    if data.method.student_negatives:
         measures += [
             Measure("truncated negatives", "negatives/truncated", rows, True),
             Measure("negatives that state the right answer", "negatives/right_answer", rows, True),
             Measure("mean tokens of a negative", "negatives/mean_tokens", rows),
         ]
     lines += table(["measure", "last value", "min .. max"], [measure.line() for measure in measures])
-    if not data.uses_negatives():
+    if not data.method.negatives:
         lines += ["This run has no negatives in its loss, so nothing is said about hinges.", ""]
     lines += [f"The margin δ is {data.config.loss.margin:g}; a hinge is active where a negative's l is below it.", ""]
     return [*lines, "![Loss health](figures/loss_health.png)", ""]
@@ -160,7 +159,7 @@ def warnings_of(data: ReportData) -> list[str]:
         found.append(f"parse rate {percent(rate)}, below {percent(PARSE_MINIMUM, 0)}: look at the raw samples")
     if data.discriminator_rows is not None:
         found += _discriminator_warnings(data.discriminator_rows)
-    if data.uses_negatives():
+    if data.method.negatives:
         found += _hinge_warnings(data)
     share = truncated_share(data.metric_rows)
     if share is not None and share > TRUNCATED_MAXIMUM:
@@ -212,7 +211,7 @@ def health_metrics(data: ReportData) -> dict[str, float]:
     for name in ("auroc_real", "auroc_augmented"):
         if data.discriminator_rows and f"discriminator/{name}" in data.discriminator_rows[-1]:
             metrics[f"report/discriminator_{name}"] = data.discriminator_rows[-1][f"discriminator/{name}"]
-    if data.uses_negatives() and (values := series(hinge_rows(data)[0], "train/hinge_active")):
+    if data.method.negatives and (values := series(hinge_rows(data)[0], "train/hinge_active")):
         shares = [share for _, share in values]
         metrics["report/hinge_active_last"] = shares[-1]
         metrics["report/hinge_active_min"], metrics["report/hinge_active_max"] = min(shares), max(shares)

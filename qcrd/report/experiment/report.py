@@ -7,12 +7,11 @@ about models, Ray or MLflow.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from qcrd.config import ExperimentConfig, flatten
-from qcrd.distill.methods import get_method, uses_discriminator
+from qcrd.config import ExperimentConfig
 from qcrd.report.experiment.data import ReportData, read_report_data
 from qcrd.report.experiment.figures import learning_curves, loss_health, score_densities
 from qcrd.report.experiment.flow import examples_section, flow_section, statistics_section
@@ -24,30 +23,10 @@ from qcrd.report.experiment.health import (
     scores_by_source,
     warnings_of,
 )
-from qcrd.report.experiment.results import best_step, headline, result_section
+from qcrd.report.experiment.results import best_step, headline, result_lines, result_section, results_of
+from qcrd.report.experiment.settings import MethodFacts, shown_settings
 from qcrd.report.markdown import cell, table
 from qcrd.teacher.backends.table import backend_of
-
-_SETTINGS = {
-    "always": (
-        "method", "seed", "task.name", "task.seed", "task.train_limit", "student.kind", "student.dtype",
-        "train.labels", "train.steps", "train.iteration_steps", "train.global_batch_size", "train.learning_rate",
-        "evaluation.validation_limit",
-    ),
-    "model": ("student.model", "student.revision"),
-    "scratch": ("student.d_model", "student.num_layers", "student.num_decoder_layers"),
-    "teacher": ("teacher.kind", "teacher.num_samples", "rationales.num_samples", "rationales.positives"),
-    "dss": ("loss.label_weight", "loss.rationale_weight"),
-    "qcrd": (
-        "loss.label_weight", "loss.rationale_weight", "loss.beta", "loss.margin", "loss.scheme", "negatives.source",
-        "negatives.num_samples", "negatives.gap", "negatives.warmup", "negatives.temperature", "negatives.top_k",
-        "negatives.max_new_tokens", "discriminator.enabled",
-    ),
-    "discriminator": (
-        "loss.discriminator_weight", "loss.discriminator_decay", "discriminator.kind", "discriminator.learning_rate",
-        "discriminator.max_steps", "discriminator.update_every", "discriminator.update_steps",
-    ),
-}  # fmt: skip
 
 _SOURCES = {
     "questions": ("questions.parquet",),
@@ -61,17 +40,20 @@ _SOURCES = {
 
 
 def write_report(
-    config: ExperimentConfig, inputs: Mapping[str, Path], summaries: Mapping[str, Mapping[str, Any]], out: Path
-) -> dict[str, float]:
-    """Write the report of one experiment into the folder `out`. Returns the headline numbers as flat metrics.
+    config: ExperimentConfig, method: MethodFacts, inputs: Mapping[str, Path],
+    summaries: Mapping[str, Mapping[str, Any]], out: Path,
+) -> dict[str, Any]:  # fmt: skip
+    """Write the report of one experiment into the folder `out`. Returns the headline numbers as flat metrics, and
+    beside them `results` (see `results_of`) and the texts of the `warnings`; all plain data.
 
     `inputs`: finished folder of each stage; samples, rationales and discriminator may be absent. `summaries`: what each
     stage said when it ran; any key may be absent.
     """
-    data = read_report_data(config, inputs, summaries)
+    data = read_report_data(config, method, inputs, summaries)
     _draw(data, out / "figures")
     warnings = warnings_of(data)
     metrics = {**headline(data), **health_metrics(data), "report/warnings": float(len(warnings))}
+    results = results_of(data)
     lines = [
         *_title(data),
         *result_section(data),
@@ -92,15 +74,21 @@ def write_report(
     summary = {
         "name": config.name, "method": config.method, "task": config.task.name, "seed": config.seed,
         "simulated_teacher": backend_of(config.teacher).simulated, "warnings": warnings, "metrics": metrics,
+        "results": results,
     }  # fmt: skip
     text = json.dumps(summary, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
     (out / "summary.json").write_text(text + "\n", encoding="utf-8")
-    return metrics
+    return {**metrics, "results": results, "warnings": warnings}
+
+
+def headline_lines(summary: Mapping[str, Any]) -> list[str]:
+    """What a person reads first, from what `write_report` returned: the results, then the warnings."""
+    return [*result_lines(summary["results"]), *_warning_lines(summary["warnings"])]
 
 
 def _draw(data: ReportData, folder: Path) -> None:
     learning_curves(folder / "learning_curves.png", data.subject(), data.metric_rows, best_step(data))
-    if get_method(data.config.method).negatives:
+    if data.method.contrastive:
         loss_health(folder / "loss_health.png", data.subject(), data.metric_rows, data.config.loss.margin)
     if scores := scores_by_source(data.scores):
         score_densities(folder / "score_densities.png", data.subject(), scores, scored_questions(data))
@@ -114,23 +102,17 @@ def _title(data: ReportData) -> list[str]:
     return lines
 
 
-def _warning_section(warnings: list[str]) -> list[str]:
-    shown = [f"- **WARNING** {line}" for line in warnings] or ["None."]
-    return ["## Warnings", "", *shown, ""]
+def _warning_lines(warnings: Sequence[str]) -> list[str]:
+    return [f"- **WARNING** {line}" for line in warnings]
+
+
+def _warning_section(warnings: Sequence[str]) -> list[str]:
+    return ["## Warnings", "", *(_warning_lines(warnings) or ["None."]), ""]
 
 
 def _settings_section(data: ReportData) -> list[str]:
-    config = data.config
-    groups = ["always", "scratch" if config.student.kind == "scratch" else "model"]
-    if data.samples is not None:
-        groups += ["teacher"]
-    groups += [config.method] if config.method in _SETTINGS else []
-    groups += ["discriminator"] if uses_discriminator(config.method, config.discriminator) else []
-    values = flatten(config)
-    shown = {group: _SETTINGS[group] for group in groups}
-    if "teacher" in shown:
-        shown["teacher"] += tuple(f"teacher.{name}" for name in backend_of(config.teacher).shown)
-    rows = [[f"`{key}`", cell(str(values[key]))] for keys in shown.values() for key in keys]
+    shown = shown_settings(data.config, data.method)
+    rows = [[f"`{name}`", cell(str(value))] for name, value in shown.items()]
     return ["## Settings that matter", "", *table(["setting", "value"], rows)]
 
 

@@ -5,11 +5,12 @@ Knows nothing about how a student is trained.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from qcrd.report.experiment.data import ReportData
 from qcrd.report.markdown import NOT_MEASURED, count, table
-from qcrd.report.paper import paper_accuracy
+from qcrd.report.statistics import standard_error
 
 CHECKPOINTS = {"best": "best validation checkpoint", "last": "last checkpoint", "initial": "before training"}
 
@@ -40,10 +41,11 @@ def measured(data: ReportData, checkpoint: str, split: str) -> tuple[float, floa
 
 def _shown(data: ReportData, checkpoint: str, split: str) -> str:
     found = measured(data, checkpoint, split)
-    if found is None:
-        return NOT_MEASURED
-    share, error, size = found
-    return f"{100 * share:.1f} % ± {100 * error:.1f} (standard error, n = {size})"
+    return NOT_MEASURED if found is None else _with_error(*found)
+
+
+def _with_error(share: float, error: float, items: int) -> str:
+    return f"{100 * share:.1f} % ± {100 * error:.1f} (standard error, n = {items})"
 
 
 def gain(data: ReportData) -> tuple[float, float | None] | None:
@@ -60,63 +62,68 @@ def gain(data: ReportData) -> tuple[float, float | None] | None:
     }
     shared = right["best"].keys() & right["initial"].keys()
     steps = [int(right["best"][q]) - int(right["initial"][q]) for q in shared]
-    error = None
-    if len(steps) > 1:
-        mean = sum(steps) / len(steps)
-        error = 100 * math.sqrt(sum((step - mean) ** 2 for step in steps) / (len(steps) - 1) / len(steps))
-    return 100 * (best[0] - initial[0]), error
+    error = standard_error(steps)
+    return 100 * (best[0] - initial[0]), None if error is None else 100 * error
 
 
-def _gain_line(data: ReportData) -> str:
-    found = gain(data)
-    if found is None:
+def results_of(data: ReportData) -> list[dict[str, Any]]:
+    """What is measured first of all, as plain data: test accuracies as shares, the gain in points.
+
+    `value`, `standard_error` and `iteration` are None where they are not measured.
+    """
+    results: list[dict[str, Any]] = []
+    for name in ("best", "last", "initial"):
+        share, error, items = measured(data, name, "test") or (None, None, 0)
+        results.append({
+            "measure": "test accuracy", "checkpoint": name, "iteration": iteration_of(data, name), "value": share,
+            "standard_error": error, "items": items,
+        })  # fmt: skip
+    points, error = gain(data) or (None, None)
+    results.append({"measure": "gain", "checkpoint": "best", "value": points, "standard_error": error})
+    return results
+
+
+def result_lines(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The results as a person reads them, a sentence each."""
+    return [_gain_line(one) if one["measure"] == "gain" else _accuracy_line(one) for one in results]
+
+
+def _accuracy_line(one: Mapping[str, Any]) -> str:
+    shown, iteration = NOT_MEASURED, count(one["iteration"])
+    if one["value"] is not None:
+        shown = _with_error(one["value"], one["standard_error"], one["items"])
+    if one["checkpoint"] == "initial":
+        return f"untrained student: {shown}, initial weights (iteration {iteration})"
+    return f"test accuracy: {shown}, {CHECKPOINTS[one['checkpoint']]} (iteration {iteration})"
+
+
+def _gain_line(one: Mapping[str, Any]) -> str:
+    if one["value"] is None:
         return f"gain: {NOT_MEASURED}"
-    points, error = found
+    error = one["standard_error"]
     paired = "" if error is None else f" ± {error:.1f} (paired standard error)"
-    return f"gain: {points:+.1f} points{paired}, best validation checkpoint over the untrained student"
+    return f"gain: {one['value']:+.1f} points{paired}, best validation checkpoint over the untrained student"
 
 
 def result_section(data: ReportData) -> list[str]:
     """Accuracy lines, and the table beside the paper's number where the paper has the task."""
-    best, last = iteration_of(data, "best"), iteration_of(data, "last")
-    lines = [
-        "## Result",
-        "",
-        f"test accuracy: {_shown(data, 'best', 'test')}, best validation checkpoint (iteration {count(best)})",
-        "",
-        f"test accuracy: {_shown(data, 'last', 'test')}, last checkpoint (iteration {count(last)})",
-        "",
-        f"untrained student: {_shown(data, 'initial', 'test')}, initial weights (iteration 0)",
-        "",
-        _gain_line(data),
-        "",
-    ]
-    config = data.config
-    student = config.student.model if config.student.kind == "seq2seq" else None
-    printed = paper_accuracy(config.task.name, student, config.method)
+    lines = ["## Result", "", *(part for line in result_lines(results_of(data)) for part in (line, ""))]
+    printed = data.config.printed("test_accuracy", of_any_student=True)
     header = ["checkpoint", "iteration", "test accuracy", "validation accuracy"]
     if printed is not None:
-        header.append(f"paper ({printed[0]})")
+        header.append(printed.heading)
     rows = []
     for name, title in CHECKPOINTS.items():
         row = [title, count(iteration_of(data, name)), _shown(data, name, "test"), _shown(data, name, "validation")]
         if printed is not None:
-            row.append(f"{printed[1].percent:.2f} %" if name == "best" else "")
+            row.append(f"{printed.value:.2f} %" if name == "best" else "")
         rows.append(row)
     lines += table(header, rows)
     lines += ["The checkpoint was chosen on the validation questions; the test questions chose nothing.", ""]
     if printed is not None:
-        lines += [_paper_note(data, printed[0], printed[1].table, printed[1].odd), ""]
+        other = " This run trained on other labels, so the two are not the same experiment."
+        lines += [printed.note + (other if data.config.train.labels != printed.labels else ""), ""]
     return lines
-
-
-def _paper_note(data: ReportData, student: str, source: str, odd: bool) -> str:
-    note = f"The paper's number is {source}'s: {data.config.method} with {student}, gold labels, its default settings."
-    if data.config.train.labels != "gold":
-        note += " This run trained on the teacher's labels, so the two are not the same experiment."
-    if odd:
-        note += " No count of right answers over the published test size gives it: an average, another size or a slip."
-    return note
 
 
 def headline(data: ReportData) -> dict[str, float]:

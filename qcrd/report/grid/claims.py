@@ -10,8 +10,11 @@ import numpy as np
 from qcrd.config import StudentConfig
 from qcrd.config.grid import SHARES, STAGE_OF, Cell, Claim, Grid
 from qcrd.report.grid.data import CellResult, GridResults, is_simulated
-from qcrd.report.grid.statistics import LEVEL, Matrix, PairedTest, compare, holm, mean_interval
-from qcrd.report.paper import HUB_NAMES, SHOWN_NAMES
+from qcrd.report.statistics import LEVEL, Matrix, PairedTest, accuracy_interval, compare, holm
+
+_SHORT_NAMES = {
+    "t5-base": "T5-base", "google-t5/t5-base": "T5-base", "t5-small": "T5-small", "google-t5/t5-small": "T5-small",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Tested:
         return self.test is not None and self.test.difference > 0 and self.p_holm is not None and self.p_holm < LEVEL
 
     def verdict(self, escaped: Callable[[str], str] = str) -> str:
-        """The claim, whether it is shown, and all that is needed to discriminator that, in one line.
+        """The claim, whether it is shown, and all that is needed to judge that, in one line.
 
         Names go through `escaped`.
         """
@@ -98,7 +101,7 @@ def summarise(grid: Grid, results: GridResults, cell: Cell) -> Summary | None:
     high: float | None = None
     right = right_matrix(found) if cell.measure == "test_accuracy" else None
     if right is not None:
-        low, high = (100 * end for end in mean_interval(right))
+        low, high = (100 * end for end in accuracy_interval(right))
     elif cell.measure == "training_hours" and len(values) > 1:
         low, high = min(values), max(values)
     items = 0 if right is None else right.shape[1]
@@ -132,16 +135,16 @@ def _test(grid: Grid, results: GridResults, claim: Claim) -> Tested:
 
 
 def student_name(student: StudentConfig) -> str:
-    """The student for people; only the paper's own students get their short names."""
+    """The student for people; only a model of the hub gets its short name, not a folder that is called the same."""
     if student.kind == "scratch":
         return f"T5 from scratch, d_model {student.d_model}"
     telling = [part for part in student.model.split("/") if part not in ("", ".", "..", "model", "best", "last")]
     last = telling[-1] if telling else student.model
     if student.kind == "encoder_pair":
         return f"{last} encoder pair"
-    if student.model in HUB_NAMES:
-        return SHOWN_NAMES[HUB_NAMES[student.model]]
-    return student.model if last in HUB_NAMES else last
+    if student.model in _SHORT_NAMES:
+        return _SHORT_NAMES[student.model]
+    return student.model if last in _SHORT_NAMES else last
 
 
 def column_student(grid: Grid, column: str) -> str:

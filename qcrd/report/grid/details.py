@@ -14,9 +14,9 @@ from qcrd.config.grid import Grid
 from qcrd.records import Explanation
 from qcrd.report.experiment.figures import HELD_OUT, score_densities
 from qcrd.report.experiment.health import score_table, scores_by_source
+from qcrd.report.figures import plain
 from qcrd.report.grid.claims import subject_of
 from qcrd.report.grid.data import CellResult, GridResults
-from qcrd.report.grid.figures import plain
 from qcrd.report.markdown import NOT_MEASURED, cell, number, percent, table
 
 _HEALTH = {
@@ -67,7 +67,7 @@ def _shared_question(found: Sequence[CellResult]) -> str | None:
 
 
 def densities_section(grid: Grid, results: GridResults, figures: Path) -> list[str]:
-    """Figure 6: densities of the discriminator's scores, and the numbers beside them. One figure a cell with scores."""
+    """Figure 6: densities of the discriminator's scores, and the numbers beside them. One figure a cell with any."""
     lines = ["## Score densities", ""]
     with_scores = [
         (one, result) for one in grid.cells if (result := _first_with_scores(results.of(one.row, one.column)))

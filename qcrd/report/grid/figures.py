@@ -5,50 +5,21 @@ Knows summaries and metric rows, nothing about folders of stages or Markdown.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from qcrd.config.grid import SHARES, Cell, Grid
 from qcrd.report.experiment.data import series
-from qcrd.report.experiment.figures import Panel, draw_panels, save
+from qcrd.report.figures import ACROSS, Panel, draw_panels, finish, panel_axes, plain
 from qcrd.report.grid.claims import Summary, column_student, subject_of
 from qcrd.report.grid.data import CellResult, GridResults, is_simulated
-
-ACROSS = 4
-"""Panels side by side."""
-
-
-def plain(text: str) -> str:
-    """Text as matplotlib shows it literally: a dollar sign would start a formula."""
-    return text.replace("$", r"\$")
 
 
 def unit_of(cell: Cell) -> str:
     """What an axis of the cell's measure is called."""
     return "accuracy, %" if cell.measure in SHARES else cell.measure.replace("_", " ")
-
-
-def panel_axes(count: int, height: float, across: int = ACROSS) -> tuple[Figure, list[Axes]]:
-    """A figure of `count` panels of this height (inches), `across` side by side."""
-    columns = min(count, across)
-    lines = math.ceil(count / columns)
-    figure, grid = plt.subplots(lines, columns, figsize=(4.2 * columns + 1, height * lines + 0.6), squeeze=False)
-    for axes in list(grid.flat)[count:]:
-        axes.set_visible(False)
-    return figure, list(grid.flat)[:count]
-
-
-def finish(figure: Figure, title: str, path: Path) -> None:
-    """Put the title above the panels, and write PNG and SVG."""
-    figure.suptitle(plain(title), fontsize=12, wrap=True)
-    figure.tight_layout()
-    save(figure, path)
 
 
 def _errors(found: Sequence[Summary]) -> np.ndarray:

@@ -39,19 +39,9 @@ def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mappin
     """
     figures = out / "figures"
     figures.mkdir(parents=True, exist_ok=True)
-    found = {(one.row, one.column): summarise(grid, results, one) for one in grid.cells}
-    summaries = {place: one for place, one in found.items() if one is not None}
-    tested = check_claims(grid, results)
-    lines = [
-        f"# {shown(subject_of(grid))}",
-        "",
-        *_simulated_note(grid),
-        *results_section(grid, summaries),
-        *_figure("Values and intervals", "results", results_chart(figures / "results", grid, summaries)),
-        *missing_section(grid, results),
-        *claims_section(tested),
-        *comparisons_section(grid, results),
-    ]
+    summaries, tested = _summaries(grid, results), check_claims(grid, results)
+    chart = _figure("Values and intervals", "results", results_chart(figures / "results", grid, summaries))
+    lines = _main_sections(grid, results, summaries, tested, chart)
     if "training_share" in grid.figures:
         drawn = training_share(figures / "training_share", grid, summaries)
         lines += ["## Accuracy against the training share", "", *_figure("Training share", "training_share", drawn)]
@@ -71,6 +61,33 @@ def write_grid_report(grid: Grid, results: GridResults, out: Path, about: Mappin
     if results.comparisons:
         _write_comparisons(out / "comparisons.csv", grid, results)
     return _metrics(grid, results, summaries, tested)
+
+
+def headline(grid: Grid, results: GridResults) -> str:
+    """Results, verdicts and comparisons for the terminal, as Markdown without figures."""
+    return "\n".join(_main_sections(grid, results, _summaries(grid, results), check_claims(grid, results), []))
+
+
+def _summaries(grid: Grid, results: GridResults) -> dict[tuple[str, str], Summary]:
+    found = {(one.row, one.column): summarise(grid, results, one) for one in grid.cells}
+    return {place: one for place, one in found.items() if one is not None}
+
+
+def _main_sections(
+    grid: Grid, results: GridResults, summaries: Mapping[tuple[str, str], Summary], tested: Sequence[Tested],
+    chart: Sequence[str],
+) -> list[str]:  # fmt: skip
+    """What was measured and what it shows; `chart` stands behind the table."""
+    return [
+        f"# {shown(subject_of(grid))}",
+        "",
+        *_simulated_note(grid),
+        *results_section(grid, summaries),
+        *chart,
+        *missing_section(grid, results),
+        *claims_section(tested),
+        *comparisons_section(grid, results),
+    ]
 
 
 def _simulated_note(grid: Grid) -> list[str]:

@@ -11,9 +11,9 @@ from qcrd.config.grid import SHARES, Cell, Grid
 from qcrd.distill.methods import uses_teacher
 from qcrd.report.grid.claims import Summary, Tested, column_student
 from qcrd.report.grid.data import ComparisonResult, GridResults, is_simulated
-from qcrd.report.grid.statistics import sign_test
 from qcrd.report.markdown import cell as shown
 from qcrd.report.markdown import percent, table
+from qcrd.report.statistics import sign_test
 from qcrd.teacher.backends.table import backend_of
 
 MISSING = "missing"

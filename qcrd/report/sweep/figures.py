@@ -12,7 +12,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-from qcrd.report.grid.figures import finish, panel_axes, plain
+from qcrd.report.figures import finish, panel_axes, plain
 from qcrd.report.sweep.data import Configuration, SweepResults
 from qcrd.report.sweep.sections import SCORE, curve_label, subject_of
 from qcrd.report.sweep.statistics import common_iteration, effects, equal_scores

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from qcrd.console import duration
 from qcrd.report.markdown import cell as shown
 from qcrd.report.markdown import percent, table
+from qcrd.report.statistics import Range
 from qcrd.report.sweep.data import Configuration, SweepResults
 from qcrd.report.sweep.statistics import (
     Choice,
     Importance,
-    Range,
     best_choice,
     common_iteration,
     difference,

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t
 
+from qcrd.report.statistics import LEVEL, Range, mean_interval, standard_error
 from qcrd.report.sweep.data import Configuration, SweepResults
 from qcrd.seeding import generator, stable_seed
 
-LEVEL = 0.05
 RESAMPLES = 2000
 """Of a bootstrap."""
 MOST_VALUES = 6
@@ -29,7 +28,6 @@ FEWEST = 4
 """Configurations that importance needs."""
 LOG_DECADES = 1.5
 """Positive numbers that span more than this are taken by their logarithm."""
-Range = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -85,22 +83,6 @@ class Effect:
 
 
 # -- seeds ----------------------------------------------------------------------------------------------------------
-
-
-def standard_error(values: Sequence[float]) -> float | None:
-    """Of a mean over seeds; None for fewer than two, which tell nothing about other seeds."""
-    if len(values) < 2:
-        return None
-    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
-
-
-def mean_interval(values: Sequence[float]) -> Range | None:
-    """95 % t interval of a mean over seeds; None for fewer than two."""
-    error = standard_error(values)
-    if error is None:
-        return None
-    mean, half = float(np.mean(values)), float(t.isf(LEVEL / 2, len(values) - 1)) * error
-    return mean - half, mean + half
 
 
 def score_interval(one: Configuration) -> Range | None:

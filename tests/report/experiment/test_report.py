@@ -14,7 +14,10 @@ from unittest import mock
 
 import pytest
 
-from qcrd.config import ExperimentConfig, validated
+from experiments.paper import ACCURACIES, STATISTICS, TRAINING_HOURS, numbers
+from qcrd.config import ExperimentConfig, flatten, validated, with_overrides
+from qcrd.pipeline.identity import experiment_identity
+from qcrd.pipeline.stages.report import REPORT, facts_of
 from qcrd.rationales.consistency import statistics
 from qcrd.records import (
     Example,
@@ -29,14 +32,14 @@ from qcrd.records import (
     write_rows,
 )
 from qcrd.report.experiment import report
-from qcrd.report.experiment.report import write_report
+from qcrd.report.experiment.report import headline_lines, write_report
 from qcrd.report.markdown import cell, table
-from qcrd.report.paper import ACCURACIES, STATISTICS, paper_accuracy
 
 HOSTILE = (
     "| a | b |\n\n```\n# heading\n<script>alert(1)</script> <b>bold</b> `tick` **x** [l](http://x) \\| end\r\n\x00|"
 )
 ITERATIONS, STEPS = 8, 10
+METHODS = ["finetune", "single_task", "distill_label", "dss", "mi", "qcrd"]
 
 
 @dataclass
@@ -55,6 +58,7 @@ class World:
     without: tuple[str, ...] = ()
     explained: int = 7
     evaluation: dict[str, Any] = field(default_factory=dict)
+    summary: dict[str, Any] = field(default_factory=dict)
 
     def write(self, figures: bool = False) -> tuple[str, dict[str, float], Path]:
         """Write the folders and the report. Returns the report's text, the metrics and the folder.
@@ -70,7 +74,8 @@ class World:
         out = self.folder / "report"
         out.mkdir()
         with nullcontext() if figures else mock.patch.object(report, "_draw"):
-            metrics = write_report(self.config, inputs, self.summaries, out)
+            self.summary = write_report(self.config, facts_of(self.config), inputs, self.summaries, out)
+        metrics = {key: value for key, value in self.summary.items() if not isinstance(value, list)}
         return (out / "report.md").read_text(), metrics, out
 
     def _questions(self, folder: Path) -> None:
@@ -239,6 +244,24 @@ def test_accuracy_lines_and_returned_metrics(default_report: Report) -> None:
     assert json.loads((out / "summary.json").read_text())["metrics"] == metrics
 
 
+def test_results_and_warnings_are_data_that_the_terminal_shows_too(tmp_path: Path) -> None:
+    world = World(tmp_path, make_config(), auroc=0.9)
+    text, metrics, out = world.write()
+    summary = json.loads(json.dumps(world.summary))  # as it is kept
+    best, last, initial, gained = summary["results"]
+    assert (best["measure"], best["checkpoint"], best["iteration"], best["value"], best["items"]) == (
+        "test accuracy", "best", 6, 0.75, 40
+    )  # fmt: skip
+    assert best["standard_error"] == metrics["report/test_standard_error"]
+    assert (last["value"], last["iteration"], initial["value"], initial["iteration"]) == (0.7, 8, 0.05, 0)
+    assert gained["value"] == metrics["report/gain_points"]
+    lines = headline_lines(summary)
+    assert [line.split(":")[0] for line in lines[:4]] == ["test accuracy", "test accuracy", "untrained student", "gain"]
+    assert lines[4].startswith("- **WARNING** discriminator AUROC") and len(lines) == 5
+    assert set(lines) <= set(text.splitlines())
+    assert json.loads((out / "summary.json").read_text())["results"] == summary["results"]
+
+
 def test_flow_and_table_a2(tmp_path: Path) -> None:
     world = World(tmp_path, make_config())
     world.summaries = {
@@ -341,7 +364,7 @@ def test_simulated_teacher_is_marked(tmp_path: Path) -> None:
 
 
 def test_paper_columns(tmp_path: Path) -> None:
-    task = {"teacher": {"kind": "openai"}, "task": {"name": "svamp"}}
+    task = {"teacher": {"kind": "openai"}, "task": {"name": "svamp"}, "paper": numbers("svamp")}
     small = make_config(**task, student={"model": "t5-small"})
     text, _, _ = World(tmp_path / "small", small).write()
     assert line_with(text, "| checkpoint").endswith("| paper (T5-small) |")
@@ -350,6 +373,11 @@ def test_paper_columns(tmp_path: Path) -> None:
     other, _, _ = World(tmp_path / "other", make_config(**task)).write()
     assert line_with(other, "| checkpoint").endswith("| paper (T5-base) |")
     assert line_with(other, "| best validation").endswith("| 69.00 % |") and "Table 1's" in other
+    assert "paper, K = 5, gold" in other and "not the same experiment" not in other
+    labels, _, _ = World(tmp_path / "labels", make_config(**task, train={"labels": "teacher", "steps": 80})).write()
+    assert "This run trained on other labels, so the two are not the same experiment." in labels
+    nothing, _, _ = World(tmp_path / "nothing", make_config(**task | {"paper": ()})).write()
+    assert "paper (" not in nothing and "paper, K" not in nothing
 
 
 def test_paper_tables() -> None:
@@ -358,9 +386,72 @@ def test_paper_tables() -> None:
     assert ACCURACIES[("esnli", "t5-small", "single_task")].percent == 83.67
     assert {key for key, value in ACCURACIES.items() if value.odd} >= {("anli1", "t5-base", "finetune")}
     assert sum(value.odd for value in ACCURACIES.values()) == 6
-    assert paper_accuracy("arithmetic", "t5-base", "qcrd") is None
-    found = paper_accuracy("cqa", "google-t5/t5-small", "dss")
-    assert found is not None and (found[0], found[1].percent) == ("T5-small", 45.21)
+    printed = numbers("cqa")
+    assert make_config(paper=printed).printed("test_accuracy") is None  # of another task
+    cqa = {"task": {"name": "cqa"}, "teacher": {"kind": "openai"}, "paper": printed}
+    small = make_config(**cqa, method="dss", student={"model": "google-t5/t5-small"})
+    found = small.printed("test_accuracy")
+    assert found is not None and (found.heading, found.value) == ("paper (T5-small)", 45.21)
+    folder = make_config(**cqa, student={"model": "models/t5-small"})  # a folder need not be what it is called
+    assert folder.printed("test_accuracy") is None and folder.printed("training_hours") is None
+    other = folder.printed("test_accuracy", of_any_student=True)
+    assert other is not None and (other.heading, other.value) == ("paper (T5-base)", 63.64)
+    odd = {one.method for one in printed if one.measure == "test_accuracy" and "No count of" in one.note}
+    assert odd == {"finetune", "single_task", "mi"}
+
+
+def test_hours_of_the_paper() -> None:
+    printed = numbers("svamp")
+    for (student, name), hours in TRAINING_HOURS.items():
+        method, without = name.removesuffix(" w/o D"), name.endswith("w/o D")
+        config = make_config(
+            task={"name": "svamp"}, teacher={"kind": "openai"}, paper=printed, method=method,
+            student={"model": student}, discriminator={"enabled": not without},
+        )  # fmt: skip
+        found = config.printed("training_hours")
+        assert found is not None and (found.value, found.steps) == (hours, 10_000), name
+    single = make_config(task={"name": "svamp"}, paper=printed, method="single_task", student={"model": "t5-base"})
+    assert single.printed("training_hours") is None
+
+
+def test_what_the_paper_printed_is_no_setting() -> None:
+    config = make_config(task={"name": "svamp"}, teacher={"kind": "openai"}, paper=numbers("svamp"))
+    assert "paper" not in flatten(config)
+    assert with_overrides(config, {"seed": 3}).paper == config.paper
+    without = config.model_copy(update={"paper": ()})
+    assert experiment_identity(config) == experiment_identity(without)
+    assert "paper" in REPORT.settings(config) and "paper" not in REPORT.settings(without)
+
+
+KINDS: dict[str, dict[str, str]] = {"openai": {}, "vllm": {}, "simulated": {}, "imported": {"path": "replies.jsonl"}}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", METHODS)
+def test_settings_are_shown_for_every_teacher_and_method(kind: str, method: str, tmp_path: Path) -> None:
+    labels = "teacher" if method == "distill_label" else "gold"
+    config = make_config(teacher={"kind": kind, **KINDS[kind]}, method=method, train={"labels": labels, "steps": 80})
+    without = ("discriminator",) if method != "qcrd" else ()
+    text, _, _ = World(tmp_path, config, without=without).write()
+    table = text.partition("## Settings that matter")[2].partition("\n## ")[0]
+    assert f"| `method` | {cell(method)} |" in table.splitlines()
+    assert (f"| `teacher.kind` | {kind} |" in table.splitlines()) == (method != "finetune")
+    assert ("`loss.label_weight`" in table) == (method in ("dss", "mi", "qcrd"))
+    assert ("`negatives.gap`" in table) == ("`discriminator.max_steps`" in table) == (method == "qcrd")
+
+
+def test_a_report_is_known_by_what_it_shows() -> None:
+    config = make_config(student={"kind": "seq2seq", "model": "here/t5"})
+    same = {"output": "elsewhere", "student.model": "there/t5", "train.micro_batch_size": 2, "tracking.enabled": False}
+    for name, value in same.items():
+        assert REPORT.settings(with_overrides(config, {name: value})) == REPORT.settings(config), name
+    other = {"name": "x", "seed": 1, "method": "dss", "loss.margin": 2.5, "evaluation.num_examples": 7,
+             "negatives.gap": 3, "teacher.kind": "openai", "discriminator.enabled": False}  # fmt: skip
+    for name, value in other.items():
+        assert REPORT.settings(with_overrides(config, {name: value})) != REPORT.settings(config), name
+    without = make_config(discriminator={"enabled": False})
+    assert REPORT.settings(without)["shown"]["discriminator.enabled"] is False
+    assert "discriminator.max_steps" not in REPORT.settings(without)["shown"]
 
 
 def test_hostile_text_breaks_nothing(tmp_path: Path) -> None:

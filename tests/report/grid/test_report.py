@@ -29,7 +29,7 @@ from qcrd.report.grid.data import CellResult, ComparisonResult, GridResults
 from qcrd.report.grid.details import health_section
 from qcrd.report.grid.differences import changed_fields, differences_section
 from qcrd.report.grid.figures import mean_curve
-from qcrd.report.grid.report import write_grid_report
+from qcrd.report.grid.report import headline, write_grid_report
 from qcrd.report.grid.sections import claims_section, comparisons_section, missing_places
 from qcrd.report.html import page
 
@@ -135,6 +135,16 @@ def test_our_values_stand_beside_the_papers(report: Report) -> None:
     assert metrics["grid/QCRD/SVAMP/mean"] == 82.0 and metrics["grid/QCRD/SVAMP/seeds"] == 2
     assert metrics["grid/QCRD/SVAMP/low"] < 82 < metrics["grid/QCRD/SVAMP/high"]
     assert metrics["grid/missing"] == 2 and metrics["grid/claims_tested"] == 1
+
+
+def test_the_terminal_shows_what_the_report_says_without_figures(tmp_path: Path) -> None:
+    grid, results = small_grid(), small_results()
+    text = write(grid, results, tmp_path)[0]
+    said = headline(grid, results)
+    sections = [one for one in text.split("\n## ") if one.startswith(("# ", "Results", "Missing", "Verdicts"))]
+    assert "![" in text and "![" not in said and "How it was made" not in said
+    shown = [line for line in "\n## ".join(sections).splitlines() if line and not line.startswith("![")]
+    assert [line for line in said.splitlines() if line] == shown
 
 
 def test_how_it_was_made(report: Report) -> None:

@@ -15,20 +15,14 @@ from qcrd.report.sweep.statistics import (
     equal_scores,
     importance,
     is_logarithmic,
-    mean_interval,
     score_interval,
-    standard_error,
 )
 from tests.report.sweeps import one, sweep
 
 T2 = 4.302653  # Student's t, 2 degrees of freedom, 97.5 %
 
 
-def test_interval_over_seeds() -> None:
-    assert standard_error([0.5, 0.6, 0.7]) == pytest.approx(0.1 / math.sqrt(3))
-    low, high = mean_interval([0.5, 0.6, 0.7]) or (0, 0)
-    assert (low, high) == pytest.approx((0.6 - T2 * 0.1 / math.sqrt(3), 0.6 + T2 * 0.1 / math.sqrt(3)), abs=1e-6)
-    assert mean_interval([0.5]) is None and standard_error([0.5]) is None
+def test_interval_of_a_score() -> None:
     assert score_interval(one("a", {}, {0: [0.9], 1: [1.0]})) == (pytest.approx(0.95 - 12.7062 * 0.05, abs=1e-5), 1.0)
 
 

@@ -8,7 +8,19 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, t, ttest_1samp, ttest_rel
 
-from qcrd.report.grid.statistics import Matrix, Spread, compare, holm, mean_interval, sign_test, spread_of
+from qcrd.report.statistics import (
+    Matrix,
+    Spread,
+    accuracy_interval,
+    compare,
+    holm,
+    mean_interval,
+    sign_test,
+    spread_of,
+    standard_error,
+)
+
+T2 = 4.302653  # Student's t, 2 degrees of freedom, 97.5 %
 
 
 def matrix(rows: list[list[int]]) -> Matrix:
@@ -54,9 +66,17 @@ def test_quantile_is_cochrans() -> None:
     assert Spread(1e-8, 0.0, 3, 2000).p_value(1.0) == 0.0
 
 
+def test_interval_over_seeds() -> None:
+    error = 0.1 / math.sqrt(3)
+    assert standard_error([0.5, 0.6, 0.7]) == pytest.approx(error)
+    low, high = mean_interval([0.5, 0.6, 0.7]) or (0, 0)
+    assert (low, high) == pytest.approx((0.6 - T2 * error, 0.6 + T2 * error), abs=1e-6)
+    assert mean_interval([0.5]) is None and standard_error([0.5]) is None
+
+
 def test_one_seed_interval_is_wilsons() -> None:
     for right, items in ((130, 200), (0, 30), (30, 30)):
-        low, high = mean_interval(matrix([[1] * right + [0] * (items - right)]))
+        low, high = accuracy_interval(matrix([[1] * right + [0] * (items - right)]))
         expected = binomtest(right, items).proportion_ci(method="wilson")
         assert (low, high) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
@@ -65,14 +85,14 @@ def test_several_seeds_interval() -> None:
     rng = np.random.default_rng(0)
     row = (rng.random(200) < 0.65).astype(float)
     # seeds that agree everywhere tell no more than one seed, but for Student's t in place of the normal quantile
-    low, high = mean_interval(np.stack([row] * 3))
-    one = mean_interval(row[None])
+    low, high = accuracy_interval(np.stack([row] * 3))
+    one = accuracy_interval(row[None])
     assert (low, high) == pytest.approx(one, abs=0.002) and low < one[0] and high > one[1]
     # seeds that differ by 20 points make it wide: seeds' part alone has error .2 / sqrt(3)
     apart = np.stack([(rng.random(2000) < share).astype(float) for share in (0.45, 0.65, 0.85)])
-    low, high = mean_interval(apart)
+    low, high = accuracy_interval(apart)
     assert low < 0.35 and high > 0.85
-    assert mean_interval(np.ones((3, 50))) == mean_interval(np.ones((1, 50)))
+    assert accuracy_interval(np.ones((3, 50))) == accuracy_interval(np.ones((1, 50)))
 
 
 def test_one_seed_is_exact_mcnemar() -> None:

@@ -1,16 +1,18 @@
-"""What the paper printed, as data. Knows nothing about this project's runs.
+"""What the paper printed, as data: a recipe hands it over, and reports show it beside what is measured.
 
-Tables 1 and 2 (test accuracy in %) and appendix Table 2 (statistics of the teacher's samples, K = 5, by gold answer).
-The names of benchmarks stand here and nowhere else in the report.
+Tables 1 and 2 (test accuracy in %), appendix Table 2 (statistics of the teacher's samples, K = 5, by gold answer), and
+appendix Table 6 (hours of training).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+
+from qcrd.config import PaperNumber
 
 BASE = "t5-base"
 SMALL = "t5-small"
-HUB_NAMES = {"t5-base": BASE, "google-t5/t5-base": BASE, "t5-small": SMALL, "google-t5/t5-small": SMALL}
+HUB_NAMES = {BASE: ("t5-base", "google-t5/t5-base"), SMALL: ("t5-small", "google-t5/t5-small")}
 """Model names that stand for the paper's students. A folder of the same name need not be one, so it does not count."""
 
 SHOWN_NAMES = {BASE: "T5-base", SMALL: "T5-small"}
@@ -77,16 +79,6 @@ STATISTICS: dict[str, PaperStatistics] = {
 }
 
 
-def paper_accuracy(task: str, student: str | None, method: str) -> tuple[str, PaperAccuracy] | None:
-    """The paper's student and number to set beside a run; T5-base's where the run's student is not the paper's.
-
-    None where the paper has no such task or method.
-    """
-    name = HUB_NAMES.get(student or "", BASE)
-    printed = ACCURACIES.get((task, name, method))
-    return None if printed is None else (SHOWN_NAMES[name], printed)
-
-
 PAPER_STEPS = 10_000
 TRAINING_HOURS: dict[tuple[str, str], float] = {
     (BASE, "finetune"): 2.0, (BASE, "dss"): 4.0, (BASE, "mi"): 4.2, (BASE, "qcrd"): 13.0, (BASE, "qcrd w/o D"): 12.0,
@@ -94,3 +86,43 @@ TRAINING_HOURS: dict[tuple[str, str], float] = {
     (SMALL, "qcrd w/o D"): 7.5,
 }  # fmt: skip
 """(student, method) → hours of `PAPER_STEPS` steps on one A100-80G (appendix Table 6)."""
+
+NO_SUCH_COUNT = "of right answers over the published test size gives this value: an average, another size or a slip"
+_WITHOUT_DISCRIMINATOR = " w/o D"
+
+
+def numbers(task: str) -> tuple[PaperNumber, ...]:
+    """What the paper printed about a benchmark: accuracies, T5-base's first, statistics of the samples, and hours."""
+    return (*_accuracies(task), *_statistics(task), *_hours())
+
+
+def _accuracies(task: str) -> list[PaperNumber]:
+    return [
+        PaperNumber(
+            measure="test_accuracy", value=one.percent, task=task, method=method, models=HUB_NAMES[student],
+            heading=f"paper ({SHOWN_NAMES[student]})",
+            note=f"The paper's number is {one.table}'s: {method} with {SHOWN_NAMES[student]}, gold labels, its default "
+            "settings." + (f" No count {NO_SUCH_COUNT}." if one.odd else ""),
+        )
+        for (of_task, student, method), one in ACCURACIES.items()
+        if of_task == task
+    ]  # fmt: skip
+
+
+def _statistics(task: str) -> list[PaperNumber]:
+    heading = f"paper, K = {STATISTICS_SAMPLES}, gold"
+    return [
+        PaperNumber.model_validate({"measure": measure, "value": value, "task": task, "heading": heading})
+        for measure, value in asdict(STATISTICS[task]).items()
+    ]
+
+
+def _hours() -> list[PaperNumber]:
+    """Of QCRD with and without a discriminator, and of the other methods."""
+    return [
+        PaperNumber(
+            measure="training_hours", value=hours, method=name.removesuffix(_WITHOUT_DISCRIMINATOR), steps=PAPER_STEPS,
+            discriminator=name == "qcrd" if name.startswith("qcrd") else None, models=HUB_NAMES[student],
+        )
+        for (student, name), hours in TRAINING_HOURS.items()
+    ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Intervals and paired tests for accuracies measured with several seeds on one set of items.
+"""Intervals and paired tests: of numbers over seeds, and of accuracies measured with several seeds on one set of items.
 
 `right` is an array (seeds, items) of 0 and 1. The paper trained once per cell; what a user wants to know is about other
 seeds *and* other questions, so both are taken as random and crossed:
@@ -6,7 +6,8 @@ seeds *and* other questions, so both are taken as random and crossed:
     right_si = mean + seed_s + item_i + noise_si,    Var(mean) = Vs/S + Vi/I + Vn/(S·I)
 
 The variances come from the usual mean squares (two-way analysis of variance; Searle, Casella & McCulloch, *Variance
-Components*, ch. 4; Clark 1973 for why items must be random, too). Knows nothing about grids, tables or figures.
+Components*, ch. 4; Clark 1973 for why items must be random, too). Holm, Wilson and McNemar are
+statsmodels'. Knows nothing about grids, tables or figures.
 """
 
 from __future__ import annotations
@@ -14,17 +15,38 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import binom, binomtest, chi2, norm, t
+from scipy.stats import binom, chi2, norm, t
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 LEVEL = 0.05
 POWER = 0.80
 MCNEMAR = "exact McNemar"
 TWO_WAY = "t, seeds and items crossed"
 Matrix = NDArray[np.float64]
+Range = tuple[float, float]
+
+
+def standard_error(values: Sequence[float]) -> float | None:
+    """Of a mean over seeds or questions; None for fewer than two, which tell nothing about others."""
+    if len(values) < 2:
+        return None
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def mean_interval(values: Sequence[float]) -> Range | None:
+    """95 % t interval of a mean over seeds; None for fewer than two."""
+    error = standard_error(values)
+    if error is None:
+        return None
+    mean, half = float(np.mean(values)), float(t.isf(LEVEL / 2, len(values) - 1)) * error
+    return mean - half, mean + half
 
 
 @dataclass(frozen=True)
@@ -111,7 +133,7 @@ def _root(function: Callable[[float], float], low: float, high: float) -> float:
     return float(brentq(function, low, high))  # pyright: ignore[reportArgumentType]
 
 
-def mean_interval(right: Matrix) -> tuple[float, float]:
+def accuracy_interval(right: Matrix) -> Range:
     """95 % interval of an accuracy. One seed: Wilson's, over items only. Several: over seeds and items.
 
     The latter is Wilson's, too, with the number of independent items that would give the variance measured, p(1-p)/V
@@ -120,14 +142,12 @@ def mean_interval(right: Matrix) -> tuple[float, float]:
     """
     seeds, items = right.shape
     share = float(right.mean())
-    size, quantile = float(items), float(norm.isf(LEVEL / 2))
+    size, level = float(items), LEVEL
     if seeds > 1 and items > 1 and 0 < share < 1:
         found = spread_of(right)
-        size, quantile = share * (1 - share) / found.variance, found.quantile(LEVEL / 2)
-    extra = quantile**2 / size
-    centre = (share + extra / 2) / (1 + extra)
-    half = quantile * math.sqrt(share * (1 - share) / size + extra / (4 * size)) / (1 + extra)
-    return max(0.0, centre - half), min(1.0, centre + half)
+        size, level = share * (1 - share) / found.variance, 2 * float(norm.sf(found.quantile(LEVEL / 2)))
+    low, high = np.array(proportion_confint(share * size, size, level, method="wilson"), dtype=float)
+    return float(low), float(high)
 
 
 def compare(first: Matrix, second: Matrix) -> PairedTest:
@@ -143,24 +163,23 @@ def compare(first: Matrix, second: Matrix) -> PairedTest:
     seeds, items = first.shape
     steps = first - second
     if seeds == 1 or items == 1 or np.all(steps == steps.flat[0]):
-        return _mcnemar(steps[0], seeds)
+        return _paired_once(steps[0], seeds)
     mean, spread = float(steps.mean()), spread_of(steps)
     half = spread.quantile(LEVEL / 2) * math.sqrt(spread.variance)
     low, high = max(-1.0, mean - half), min(1.0, mean + half)
     return PairedTest(TWO_WAY, seeds, items, mean, low, high, spread.p_value(mean), spread.detectable())
 
 
-def _mcnemar(steps: Matrix, seeds: int) -> PairedTest:
+def _paired_once(steps: Matrix, seeds: int) -> PairedTest:
     """Exact McNemar test; interval of Agresti & Min 2005 (half an item added to each of the four counts)."""
     items = len(steps)
     won, lost = int((steps > 0).sum()), int((steps < 0).sum())
-    p = float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     shrunk = (won - lost) / (items + 2)
     error = math.sqrt(max(won + lost + 1 - (won - lost) ** 2 / (items + 2), 0.0)) / (items + 2)
     half = float(norm.isf(LEVEL / 2)) * error
     return PairedTest(
-        MCNEMAR, seeds, items, (won - lost) / items, max(-1.0, shrunk - half), min(1.0, shrunk + half), p,
-        _detectable_mcnemar(won + lost, items),
+        MCNEMAR, seeds, items, (won - lost) / items, max(-1.0, shrunk - half), min(1.0, shrunk + half),
+        sign_test(won, lost), _detectable_mcnemar(won + lost, items),
     )  # fmt: skip
 
 
@@ -179,14 +198,11 @@ def _detectable_mcnemar(differing: int, items: int) -> float | None:
 
 
 def holm(values: Sequence[float]) -> list[float]:
-    """p values after Holm (1979), in the order given: the i-th smallest of m (from 0) times m - i, never falling."""
-    adjusted, largest = [0.0] * len(values), 0.0
-    for place, index in enumerate(sorted(range(len(values)), key=lambda one: values[one])):
-        largest = max(largest, min(1.0, (len(values) - place) * values[index]))
-        adjusted[index] = largest
-    return adjusted
+    """p values after Holm (1979), in the order given."""
+    return np.array(multipletests(values, method="holm")[1], dtype=float).tolist()
 
 
 def sign_test(first: int, second: int) -> float:
-    """Two-sided p of `first` against `second` wins, ties left out; 1 where there is none of either."""
-    return float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    """Two-sided p of `first` against `second` wins, ties left out: the exact McNemar test; 1 where there is no win."""
+    found: Any = mcnemar([[0, first], [second, 0]], exact=True)
+    return float(found.pvalue)
