@@ -61,8 +61,9 @@ def finished_student(config: ExperimentConfig) -> Artifact | None:
 def paper_hours(config: ExperimentConfig) -> float | None:
     """Hours of a student's training on one A100-80G, in proportion to the paper's; None where it gives none."""
     student = HUB_NAMES.get(config.student.model, "") if config.student.kind == "seq2seq" else ""
-    method = config.method if config.method != "qcrd" or config.uses_discriminator() else "qcrd w/o D"
-    hours = TRAINING_HOURS.get((student, method))
+    hours = TRAINING_HOURS.get((student, config.method))
+    if not config.uses_discriminator():
+        hours = TRAINING_HOURS.get((student, f"{config.method} w/o D"), hours)
     return None if hours is None else hours * config.train.steps / PAPER_STEPS
 
 
