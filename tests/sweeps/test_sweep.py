@@ -159,6 +159,17 @@ def test_a_sweep_is_named_by_what_decides_it_and_not_by_how_long_it_goes_on():
     json.dumps(description(sweep))
 
 
+def test_a_sweep_over_methods_is_named_by_what_each_of_them_reads():
+    def key(space: dict[str, Any], weight: float) -> str:
+        base = with_overrides(quickstart(), {"method": "qcrd", "loss.mi_weight": weight})
+        return sweep_key(Sweep(name="small", title="a small sweep", base=base, space=space))
+
+    methods = {"method": tune.grid_search(["dss", "mi"])}
+    assert key(methods, 0.1) != key(methods, 0.2)
+    numbers = {"negatives.gap": tune.grid_search([1, 2])}
+    assert key(numbers, 0.1) == key(numbers, 0.2)  # QCRD does not read it
+
+
 # -- the record ----------------------------------------------------------------------------------------------------
 
 ABOUT = {

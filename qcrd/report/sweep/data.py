@@ -1,6 +1,6 @@
 """What is known of a sweep, as plain data: configurations with their curves of validation accuracy and their cost.
 
-Filled from a sweep's local record (sweep_record.py) or from MLflow's runs (compare.py). The test set takes no part but
+Filled from a sweep's local record (sweeps/record.py) or from MLflow's runs (compare.py). The test set takes no part but
 for the winner, which is evaluated on it once. Knows nothing about Ray, MLflow or files.
 """
 
