@@ -1,11 +1,15 @@
-"""Every method's loss as method.md writes it: transformers' own forward on padded batches, gradient through everything.
+"""The method as it reads in the paper, section 3.3, and every rival's loss: the five-minute version of this folder.
 
-Takes from qcrd only the batch's rows and the model: no weights, no selection before the gradient pass, no totals.
+transformers' own forward on padded batches, gradient through everything, one question after the other. Takes from qcrd
+only the batch's rows and the model: no weights a sequence, no selection before the gradient pass, no totals. Too slow to
+train with; the tests hold every method's step and all of its gradients against it. L_D (eq. 2), which has an optimizer
+of its own, is in losses.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -18,6 +22,7 @@ Rows = Sequence[Sequence[int]]
 
 
 def padded(rows: Rows, value: int) -> torch.Tensor:
+    """Right-padded (R, longest)."""
     return torch.nn.utils.rnn.pad_sequence([torch.tensor(list(row)) for row in rows], True, value)
 
 
@@ -31,6 +36,7 @@ def forward(student: Student, questions: Rows, targets: Rows) -> tuple[torch.Ten
 
 
 def token_mean(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """L_pred, and DSS's rationale loss: the mean over all target tokens of the batch."""
     return cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100)
 
 
@@ -43,18 +49,20 @@ def peaks(logits: torch.Tensor, labels: torch.Tensor, variant: str) -> torch.Ten
 
 
 def disagreement(p_rationale: torch.Tensor, p_label: torch.Tensor, variant: str) -> torch.Tensor:
+    """The mutual-information term: cross entropy of the rationale's peaks relative to the label's (Chen et al. 2024)."""
     if variant == "official":
         return cross_entropy(p_rationale, p_label)
     return -(p_label * p_rationale.log()).sum(dim=1).mean()
 
 
-def _two_tasks(student: Student, batch: QuestionBatch, config: LossConfig, method: str) -> torch.Tensor:
+def _two_tasks(student: Student, batch: QuestionBatch, config: LossConfig, with_mi: bool) -> torch.Tensor:
+    """DSS: a1 * L_pred + a2 * the token mean of the first samples' rationales; `with_mi` adds the MI term."""
     labelled = [n for n, ids in enumerate(batch.label_ids) if ids]
     explained = [n for n, ids in enumerate(batch.rationale_ids) if ids]
     label = forward(student, [batch.predict_ids[n] for n in labelled], [batch.label_ids[n] for n in labelled])
     rationale = forward(student, [batch.explain_ids[n] for n in explained], [batch.rationale_ids[n] for n in explained])
     dss = config.label_weight * token_mean(*label) + config.rationale_weight * token_mean(*rationale)
-    if method == "dss":
+    if not with_mi:
         return dss
     both = sorted({*labelled} & {*explained})
     p_label = peaks(*label, config.mi_variant)[[labelled.index(n) for n in both]]
@@ -63,7 +71,7 @@ def _two_tasks(student: Student, batch: QuestionBatch, config: LossConfig, metho
 
 
 def _sequence_losses(student: Student, questions: Rows, sides: Sequence[Rows]) -> list[list[torch.Tensor]]:
-    """l(r) of each candidate of each question."""
+    """l(f(x), r) of each candidate of each question: its mean negative log-likelihood a token, in nats."""
     flat = [(n, target) for n, side in enumerate(sides) for target in side]
     if not flat:
         return [[] for _ in sides]
@@ -77,7 +85,12 @@ def _question_term(
     pos: list[torch.Tensor], neg: list[torch.Tensor], s_pos: Sequence[float], s_neg: Sequence[float],
     draws: tuple[float, float], config: LossConfig,
 ) -> torch.Tensor:  # fmt: skip
-    """l_pos - beta * l_neg of one question."""
+    """One term of eq. 3, l_pos - beta * l_neg.
+
+    l_pos = s+ * min l(r+) (eqs. 4 and 6) and l_neg = (1 - s-) * max min(l(r-) - margin, 0) (eqs. 5 and 7, with the
+    margin), where s is the discriminator's score of the chosen one (eq. 1). Other schemes than `minmax` are the paper's
+    Table 5. A question without a positive adds nothing; min and max take the first of equals.
+    """
     zero = torch.zeros((), dtype=torch.float64)
     if not pos:
         return zero
@@ -99,6 +112,7 @@ def _question_term(
 
 
 def _qcrd(student: Student, batch: QuestionBatch, config: LossConfig) -> torch.Tensor:
+    """Eq. 8 without L_D: a1 * L_pred + a2 * L_cl, where L_cl is the mean of all questions' terms (eq. 3)."""
     labelled = [n for n, ids in enumerate(batch.label_ids) if ids]
     label = forward(student, [batch.predict_ids[n] for n in labelled], [batch.label_ids[n] for n in labelled])
     pos = _sequence_losses(student, batch.explain_ids, batch.positives)
@@ -108,11 +122,22 @@ def _qcrd(student: Student, batch: QuestionBatch, config: LossConfig) -> torch.T
     return config.label_weight * token_mean(*label) + config.rationale_weight * sum(terms) / len(terms)
 
 
-def reference_loss(student: Student, batch: QuestionBatch, method: str, config: LossConfig) -> torch.Tensor:
-    """The loss of a whole batch by method.md sections 5 and 9."""
-    if method == "qcrd":
-        return _qcrd(student, batch, config)
-    if method in ("dss", "mi"):
-        return _two_tasks(student, batch, config, method)
+def _label_alone(student: Student, batch: QuestionBatch, config: LossConfig) -> torch.Tensor:
+    """L_pred. Which target stands in `label_ids` is the method's."""
     rows = [n for n, ids in enumerate(batch.label_ids) if ids]
     return token_mean(*forward(student, [batch.predict_ids[n] for n in rows], [batch.label_ids[n] for n in rows]))
+
+
+LOSSES = {
+    "finetune": _label_alone,
+    "single_task": _label_alone,
+    "distill_label": _label_alone,
+    "dss": partial(_two_tasks, with_mi=False),
+    "mi": partial(_two_tasks, with_mi=True),
+    "qcrd": _qcrd,
+}
+
+
+def reference_loss(student: Student, batch: QuestionBatch, method: str, config: LossConfig) -> torch.Tensor:
+    """The loss of a whole batch by method.md sections 5 and 9."""
+    return LOSSES[method](student, batch, config)

@@ -14,9 +14,10 @@ from qcrd.cli import main
 from qcrd.config import ConfigError, Seq2SeqStudentConfig
 from qcrd.distill.labels import Asking
 from qcrd.evaluate import inference as answer
-from qcrd.evaluate.inference import AskedQuestion, answer_file, label_in, read_questions, student_folder
+from qcrd.evaluate.inference import AskedQuestion, answer_file, label_in, read_questions
 from qcrd.evaluate.predictions import Sampling, explain, predict_labels
 from qcrd.models.student import load_student
+from qcrd.pipeline.students import student_folder
 from qcrd.records import Question
 from qcrd.tasks import get_task
 from tests.distill.helpers import QUESTIONS
@@ -47,7 +48,7 @@ def test_the_answers_are_those_of_the_evaluation(output: Path, tmp_path: Path, m
     monkeypatch.setattr(answer, "BATCH", 4)  # two batches
     rows = [{"question": text} if n % 2 else {"id": f"q{n}", "text": text} for n, text in enumerate(TEXTS)]
     (tmp_path / "in.jsonl").write_text("\n\n".join(json.dumps(row) for row in rows))
-    answer_file(str(output), str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", explain=True)
+    answer_file(student_folder(str(output)), str(tmp_path / "in.jsonl"), tmp_path / "out.jsonl", explain=True)
     found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     labels, rationales = as_evaluated(output / "student" / "x-0123" / "best")
     assert [row["label"] for row in found] == labels and [row["rationale"] for row in found] == rationales
@@ -121,12 +122,12 @@ def test_a_label_behind_an_answer_phrase():
 def test_what_is_missing_is_said(output: Path, tmp_path: Path):
     (tmp_path / "in").write_text("")
     with pytest.raises(ConfigError, match=r"^FILE: '/no/such' does not exist"):
-        answer_file(str(output), "/no/such", None, False)
+        answer_file(student_folder(str(output)), "/no/such", None, False)
     with pytest.raises(ConfigError, match=r"^--output: '/no/such' is no folder"):
-        answer_file(str(output), str(tmp_path / "in"), Path("/no/such/out"), False)
+        answer_file(student_folder(str(output)), str(tmp_path / "in"), Path("/no/such/out"), False)
     with pytest.raises(ConfigError, match=r"^--explain: .* the method 'finetune' teaches no rationales"):
-        answer_file(str(write_artifact(tmp_path, "x", method="finetune")), str(tmp_path / "in"), None, True)
+        answer_file(write_artifact(tmp_path, "x", method="finetune") / "best", str(tmp_path / "in"), None, True)
     write_student(tmp_path / "torn")
     (tmp_path / "torn" / "model.safetensors").unlink()
     with pytest.raises(ConfigError, match=r"^RUN: '.*torn' cannot be loaded: "):
-        answer_file(str(tmp_path / "torn"), str(tmp_path / "in"), None, False)
+        answer_file(tmp_path / "torn", str(tmp_path / "in"), None, False)
