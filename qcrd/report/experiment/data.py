@@ -18,7 +18,7 @@ from qcrd.report.experiment.settings import MethodFacts
 from qcrd.storage.json_lines import read_json_lines
 from qcrd.teacher.backends.table import backend_of
 
-Row = dict[str, Any]
+MetricRow = dict[str, Any]
 T = TypeVar("T")
 
 
@@ -34,8 +34,8 @@ class ReportData:
     samples: list[Sample] | None
     statistics: dict[str, Any] | None
     examples: list[Example]
-    discriminator_rows: list[Row] | None
-    metric_rows: list[Row]
+    discriminator_rows: list[MetricRow] | None
+    metric_rows: list[MetricRow]
     training: dict[str, Any]
     predictions: list[Prediction]
     explanations: list[Explanation]
@@ -50,7 +50,7 @@ class ReportData:
     def num_predictions(self, checkpoint: str, split: str) -> int:
         return sum(p.checkpoint == checkpoint and p.split == split for p in self.predictions)
 
-    def rows_after_iteration(self, iteration: int) -> list[Row]:
+    def rows_after_iteration(self, iteration: int) -> list[MetricRow]:
         """Metric rows of the steps after an iteration; empty where the run did not get beyond it."""
         ends = [row["step"] for row in self.metric_rows if row.get("train/iteration") == iteration]
         return [row for row in self.metric_rows if row["step"] > ends[0]] if ends else []

@@ -12,7 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 from scipy.stats import gaussian_kde
 
-from qcrd.report.experiment.data import Row, series
+from qcrd.report.experiment.data import MetricRow, series
 from qcrd.report.figures import Panel, draw_panels, save
 
 HELD_OUT = "training questions held out of the discriminator's pretraining"
@@ -20,7 +20,7 @@ KERNEL_WIDTH = 0.02
 """Smallest kernel width of a score density: a discriminator that is sure of itself would else give a needle."""
 
 
-def learning_curves(path: Path, subject: str, rows: Sequence[Row], best_step: int | None) -> Path:
+def learning_curves(path: Path, subject: str, rows: Sequence[MetricRow], best_step: int | None) -> Path:
     """Label loss, rationale or contrastive loss where there is one, validation accuracy, over steps."""
     panels = [Panel("label loss", "nats per token", {"label loss": series(rows, "train/label_loss")})]
     for key, name in (("train/contrastive_loss", "contrastive loss"), ("train/rationale_loss", "rationale loss")):
@@ -31,7 +31,7 @@ def learning_curves(path: Path, subject: str, rows: Sequence[Row], best_step: in
     return draw_panels(path, f"Learning curves: {subject}", panels, len(panels))
 
 
-def loss_health(path: Path, subject: str, rows: Sequence[Row], margin: float) -> Path:
+def loss_health(path: Path, subject: str, rows: Sequence[MetricRow], margin: float) -> Path:
     """What tells whether the contrastive loss does anything: hinges, losses, selection, scores, negatives."""
     nll = {"positives": series(rows, "train/positive_nll"), "negatives": series(rows, "train/negative_nll")}
     quality = {"mean s+": series(rows, "train/positive_quality"), "mean s-": series(rows, "train/negative_quality")}

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from qcrd.records import Score
-from qcrd.report.experiment.data import ReportData, Row, series
+from qcrd.report.experiment.data import MetricRow, ReportData, series
 from qcrd.report.experiment.figures import HELD_OUT
 from qcrd.report.markdown import NOT_MEASURED, number, percent, table
 
@@ -37,7 +37,7 @@ class Measure:
 
     title: str
     key: str
-    rows: Sequence[Row]
+    rows: Sequence[MetricRow]
     is_share: bool = False
 
     def line(self) -> list[str]:
@@ -48,7 +48,7 @@ class Measure:
         return [self.title, last, f"{low} .. {high}"]
 
 
-def hinge_rows(data: ReportData) -> tuple[list[Row], str]:
+def hinge_rows(data: ReportData) -> tuple[list[MetricRow], str]:
     """The rows over which the hinge share counts, and their name.
 
     Up to iteration j the negatives come from the initial weights; other sources do not change over the iterations.
