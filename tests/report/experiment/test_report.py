@@ -510,7 +510,7 @@ def test_samples_of_other_questions_are_counted_apart(tmp_path: Path) -> None:
     inputs = {path.name: path / "x-0123" for path in tmp_path.iterdir() if path.name != "report"}
     (tmp_path / "again").mkdir()
     with mock.patch.object(report, "_draw"):
-        write_report(world.config, inputs, {}, tmp_path / "again")
+        write_report(world.config, facts_of(world.config), inputs, {}, tmp_path / "again")
     text = (tmp_path / "again" / "report.md").read_text()
     assert "| samples | of them to questions that are only scored, never learnt from | 3 |" in text.splitlines()
     assert "| samples | asked for | 103 |" in text.splitlines()
