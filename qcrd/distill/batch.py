@@ -43,9 +43,9 @@ class BatchTotals:
 class QuestionBatch:
     """The questions of one step: token ids a question, and for QCRD its candidates with their quality scores.
 
-    `positives[n][m]` are targets with score `quality_positives[n][m]` (s+, 1 without a discriminator); likewise negatives
-    (s-, 0 without a discriminator). `draws` are two uniforms a question for the scheme `sampling`. A part of a batch has the
-    totals of the whole.
+    `positives[n][m]` are targets with score `quality_positives[n][m]` (s+, 1 without a discriminator); likewise
+    negatives (s-, 0 without a discriminator). `draws` are two uniforms a question for the scheme `sampling`. A part of
+    a batch has the totals of the whole.
     """
 
     predict_ids: Sequence[Ids]

@@ -55,7 +55,7 @@ def copy_results(results: Path, out: Path) -> dict[str, float]:
 
 
 def write_results(training: Training, folder: Path) -> None:
-    """Write students (initial, best, last), discriminator, rows and a summary into `folder`. The student's weights change."""
+    """Write students (initial, best, last), discriminator, rows and a summary. The student's weights change."""
     progress = training.progress
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training.rows))
     for name, iteration in (("initial", 0), ("best", progress.best_iteration), ("last", progress.iteration)):

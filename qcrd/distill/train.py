@@ -1,4 +1,4 @@
-"""Ray around the training loop and the discriminator's pretraining: wire, call core, report. The loop itself is in loop.py."""
+"""Ray around the training loop (loop.py) and the discriminator's pretraining: wire, call core, report."""
 
 from __future__ import annotations
 

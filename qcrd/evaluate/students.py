@@ -113,7 +113,7 @@ def _explanations(
 
 
 def _teacher_examples(inputs: Mapping[str, Path], questions: Sequence[Question], count: int) -> list[Question]:
-    """The first training questions with a positive and a negative of the teacher, to stand beside the student's rationale."""
+    """The first training questions with a positive and a negative of the teacher, to stand beside the student's."""
     examples = read_rows(inputs["training_set"] / "examples.parquet", Example)
     both = [e.question_id for e in examples if e.positive_texts and e.negative_texts]
     return [q for q in questions if q.id in both[:count]]
@@ -123,9 +123,9 @@ def _scores(
     split: str, told: Explain, limit: int, discriminator: Discriminator, inputs: Mapping[str, Path],
     questions: Sequence[Question],
 ) -> list[Score]:  # fmt: skip
-    """The discriminator's scores of the teacher's rationales and of the student's samples, of at most `limit` tokens, to
-    the same questions of a split: test where the teacher was asked test questions (nothing was trained on those), else
-    train, of which those count that the discriminator's pretraining held out."""
+    """The discriminator's scores of the teacher's rationales and of the student's samples, of at most `limit` tokens,
+    to the same questions of a split: test where the teacher was asked test questions (nothing was trained on those),
+    else train, of which those count that the discriminator's pretraining held out."""
     if split == "test":
         ids = {q.id for q in questions if q.split == "test"}
     else:
