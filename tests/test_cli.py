@@ -21,7 +21,9 @@ from qcrd.pipeline.stages import stages_of
 
 ROOT = Path(__file__).parent.parent
 QUICKSTART = str(ROOT / "experiments" / "quickstart.py")
-RECIPES = sorted(path for path in (ROOT / "experiments").glob("*.py") if path.stem not in ("__init__", "paper", "settings"))
+RECIPES = sorted(
+    path for path in (ROOT / "experiments").glob("*.py") if path.stem not in ("__init__", "paper", "settings")
+)
 
 
 def test_bad_input_is_one_line_with_exit_code_2_and_writes_nothing(tmp_path: Path):

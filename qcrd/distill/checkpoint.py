@@ -3,8 +3,7 @@
     snapshots/snapshot-00003.safetensors          the student after iteration 3, written once; 0 is the initial student
     checkpoints/iteration-00003/checkpoint.json   where training stands, of which training, and the files it needs
                                 rows.jsonl        metric rows so far
-                                <group>.safetensors   optimizer, and of QCRD the discriminator and the discriminator's
-                                optimizer
+                                <group>.safetensors   optimizer, and of QCRD the discriminator and its optimizer
 
 A checkpoint's student is the snapshot of its iteration. Schedules, alpha_3, cursors and random streams are functions
 of the settings and the iteration (qcrd.seeding), so the iteration holds them. No pickle: safetensors and JSON.

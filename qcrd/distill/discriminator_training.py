@@ -96,8 +96,7 @@ def pretrain(
     questions: Sequence[QuestionRationales],
     emit: Callable[[dict[str, Any]], None],
 ) -> tuple[list[dict[str, float]], list[str]]:
-    """Train the discriminator for at most `max_steps` steps; stop once scores reach `target_score` on the held-out
-    questions.
+    """Train the discriminator for at most `max_steps` steps; stop once held-out scores reach `target_score`.
 
     Returns the metric rows, whose last one is the discriminator's at the end, and the ids of the held-out questions.
     Raises `ValueError` where fewer than two questions have a positive rationale.

@@ -24,7 +24,7 @@ def quality_without_discriminator(examples: Sequence[Example], negatives: Mappin
 
 
 class OnlineDiscriminator:
-    """A discriminator with its optimizer, and what it said of the teacher's positives since its last update."""
+    """A discriminator with an optimizer of its own, and its scores of positives since the last update."""
 
     def __init__(
         self, discriminator: Discriminator, settings: DiscriminatorConfig, loss: LossConfig, seed: int,

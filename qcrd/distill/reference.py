@@ -1,9 +1,9 @@
 """The method as it reads in the paper, section 3.3, and every rival's loss: the five-minute version of this folder.
 
 transformers' own forward on padded batches, gradient through everything, one question after the other. Takes from qcrd
-only the batch's rows and the model: no weights a sequence, no selection before the gradient pass, no totals. Too slow to
-train with; the tests hold every method's step and all of its gradients against it. L_D (eq. 2), which has an optimizer
-of its own, is in losses.py.
+only the batch's rows and the model: no weights a sequence, no selection before the gradient pass, no totals. Too slow
+to train with; the tests hold every method's step and all of its gradients against it. L_D (eq. 2), which has an
+optimizer of its own, is in losses.py.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def peaks(logits: torch.Tensor, labels: torch.Tensor, variant: str) -> torch.Ten
 
 
 def disagreement(p_rationale: torch.Tensor, p_label: torch.Tensor, variant: str) -> torch.Tensor:
-    """The mutual-information term: cross entropy of the rationale's peaks relative to the label's (Chen et al. 2024)."""
+    """The mutual-information term: cross entropy of the rationale's peaks to the label's (Chen et al. 2024)."""
     if variant == "official":
         return cross_entropy(p_rationale, p_label)
     return -(p_label * p_rationale.log()).sum(dim=1).mean()

@@ -27,14 +27,15 @@ TIMES = "times.json"
 """How long training took, which is no part of its result."""
 
 
-def keep_results(training: Training) -> None:
+def keep_results(training: Training, keep_checkpoints: bool = False) -> None:
     """Write the results of a training that is over, which make its checkpoints superfluous."""
     with whole_or_absent(training.store.folder / RESULTS) as temporary:
         temporary.mkdir()
         write_results(training, temporary)
     storage, name = training.store.storage, training.store.name
     storage.publish(f"{name}/{RESULTS}")
-    clear(storage, name)
+    if not keep_checkpoints:
+        clear(storage, name)
 
 
 def kept_rows(storage: Storage, training: str) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def copy_results(results: Path, out: Path) -> dict[str, float]:
 
 
 def write_results(training: Training, folder: Path) -> None:
-    """Write students (initial, best, last), discriminator, rows and a summary into `folder`. Changes the student."""
+    """Write students (initial, best, last), discriminator, rows and a summary. The student's weights change."""
     progress = training.progress
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training.rows))
     for name, iteration in (("initial", 0), ("best", progress.best_iteration), ("last", progress.iteration)):

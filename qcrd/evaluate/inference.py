@@ -122,8 +122,8 @@ def answer(
 
 
 def answer_file(folder: Path, file: str, output: Path | None, explain: bool) -> None:
-    """`qcrd predict` with the student in `folder`: the questions of `file` ("-": standard input) to standard output as they come, or to `output`,
-    which is there whole or not at all. Raises `ConfigError`."""
+    """`qcrd predict` with the student in `folder`: the questions of `file` ("-": standard input) to standard
+    output as they come, or to `output`, which is there whole or not at all. Raises `ConfigError`."""
     if explain:
         _check_explains(folder)
     if file != "-" and not Path(file).is_file():

@@ -113,7 +113,7 @@ def _explanations(
 
 
 def _teacher_examples(inputs: Mapping[str, Path], questions: Sequence[Question], count: int) -> list[Question]:
-    """The first training questions with a teacher's positive and negative, to stand beside the student's rationale."""
+    """The first training questions with a positive and a negative of the teacher, to stand beside the student's."""
     examples = read_rows(inputs["training_set"] / "examples.parquet", Example)
     both = [e.question_id for e in examples if e.positive_texts and e.negative_texts]
     return [q for q in questions if q.id in both[:count]]

@@ -30,7 +30,6 @@ from qcrd.tasks.parsers import get_parser
 from qcrd.teacher.backends.table import backend_of
 from qcrd.tracking import provenance
 
-Made = ExperimentConfig | Grid | Sweep
 RECIPE, COMMIT = "qcrd.recipe", "qcrd.commit"
 """Keys of a job's metadata; the first marks the jobs that are ours."""
 EXCLUDES = (
@@ -75,7 +74,13 @@ class Job:
         return {"working_dir": str(self.root), "excludes": list(EXCLUDES), "env_vars": dict(self.variables)}
 
 
-def job_of(made: Made, recipe: str, overrides: Sequence[str], flags: Sequence[str], secrets: Sequence[str]) -> Job:
+def job_of(
+    made: ExperimentConfig | Grid | Sweep,
+    recipe: str,
+    overrides: Sequence[str],
+    flags: Sequence[str],
+    secrets: Sequence[str],
+) -> Job:
     """The job that runs a recipe, whose content `made` is, with overrides and flags of `qcrd run` or `sweep`.
 
     Its name follows from all of these, not from how overrides are spelled. `secrets`: variables without which it ends
@@ -104,7 +109,7 @@ def job_of(made: Made, recipe: str, overrides: Sequence[str], flags: Sequence[st
     return Job(f"qcrd-{made.name}-{key}", " && ".join([*checks, command]), root, metadata, variables)
 
 
-def _plain(made: Made) -> dict[str, Any]:
+def _plain(made: ExperimentConfig | Grid | Sweep) -> dict[str, Any]:
     """A recipe's content as plain data."""
     if isinstance(made, Sweep):
         from qcrd.sweeps.search_space import (
@@ -115,7 +120,7 @@ def _plain(made: Made) -> dict[str, Any]:
     return made.model_dump(mode="json")
 
 
-def _configs(made: Made) -> list[ExperimentConfig]:
+def _configs(made: ExperimentConfig | Grid | Sweep) -> list[ExperimentConfig]:
     if isinstance(made, Grid):
         return [cell.config for cell in made.cells]
     return [made.base if isinstance(made, Sweep) else made]
@@ -124,7 +129,7 @@ def _configs(made: Made) -> list[ExperimentConfig]:
 # -- what is wrong before anything is submitted -----------------------------------------------------------------------
 
 
-def check_settings(made: Made, root: Path) -> None:
+def check_settings(made: ExperimentConfig | Grid | Sweep, root: Path) -> None:
     """Raise `ConfigError` for unknown tasks and parsers, and for what would be lost or exposed in the code's copy."""
     for config in _configs(made):
         get_parser(config.teacher.parser, get_task(config.task.name))
@@ -192,7 +197,7 @@ def _texts(field: str, value: Any) -> Iterator[tuple[str, str]]:
 # -- what the nodes must have -----------------------------------------------------------------------------------------
 
 
-def needed_variables(made: Made, secrets: Sequence[str]) -> dict[str, str]:
+def needed_variables(made: ExperimentConfig | Grid | Sweep, secrets: Sequence[str]) -> dict[str, str]:
     """Environment variables that the cluster's nodes must have for a recipe: name → what for."""
     needed: dict[str, str] = {}
     configs = _configs(made)

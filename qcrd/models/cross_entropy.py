@@ -1,9 +1,9 @@
 """Negative log-likelihood of target tokens, in nats: straight from hidden states, or from logits that are there.
 
-From hidden states logits exist for a chunk of tokens at a time and are never kept. Whoever wants a weighted sum of
-token values knows the weights before the gradient pass, so the gradients of hidden states and output weights are taken
-chunk by chunk while the logits are there. With a vocabulary of 32k the logits of a batch's rationales in fp32 would be
-over a gigabyte. Knows nothing about models, losses or rationales.
+From hidden states logits exist for a chunk of tokens at a time and are never kept. The weights of a sum of token values
+are known before the gradient pass, so the gradients of hidden states and output weights are taken chunk
+by chunk while the logits are there. With a vocabulary of 32k the logits of a batch's rationales in fp32 would be over a
+gigabyte. Knows nothing about models, losses or rationales.
 
 P packed tokens, C tokens of a chunk, H width, V vocabulary, B sequences, T target tokens.
 """

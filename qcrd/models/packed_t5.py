@@ -1,7 +1,7 @@
 """T5 on packed tokens: no padding reaches a matrix product, and all encodings of a step serve all of its decodings.
 
 The weights are those of transformers' `T5ForConditionalGeneration`; this is another order of the same arithmetic. All
-tokens of all sequences lie one after the other, (P, H) (packing.py). Only attention sees them as padded (rows,
+tokens of all sequences lie one after the other, (P, H); see packing.py. Only attention sees them as padded (rows,
 longest), in groups of like lengths. Cross-attention keys and values are computed once a question, however many
 rationales it has. Norms are taken in the dtype of the weights (transformers takes them in fp32 even in float64).
 

@@ -1,5 +1,4 @@
-"""Rows of different lengths as one row of tokens without padding, and as padded groups of like lengths where they must
-be.
+"""Rows of different lengths as one row of tokens without padding, and as padded groups where they must be.
 
 Knows nothing about models.
 
