@@ -350,6 +350,6 @@ Output = Annotated[Path | None, typer.Option(help="file to write, whole or not a
 def predict(student: Trained, file: Questions, explain: Explain = False, output: Output = None) -> None:
     """Label questions with a finished student, one JSON line each: id, question, label (and rationale)."""
     from qcrd.evaluate.inference import answer_file
-    from qcrd.pipeline.stages.finished_student import student_folder
+    from qcrd.pipeline.finished_student import student_folder
 
     answer_file(student_folder(student), file, output, explain)

@@ -28,6 +28,8 @@ from qcrd.storage.artifacts import MARKER
 from qcrd.storage.atomic import whole_or_absent
 
 SETTINGS = "qcrd.json"
+STUDENTS = "student"
+"""Where in an output finished students lie."""
 BATCH = 64
 """Questions that are read, answered and written at once; memory holds no more of them."""
 SHOW_SECONDS = 10.0

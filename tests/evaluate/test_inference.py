@@ -17,7 +17,7 @@ from qcrd.evaluate import inference as answer
 from qcrd.evaluate.inference import AskedQuestion, answer_file, label_in, read_questions
 from qcrd.evaluate.predictions import Sampling, explain, predict_labels
 from qcrd.models.student import load_student
-from qcrd.pipeline.stages.finished_student import student_folder
+from qcrd.pipeline.finished_student import student_folder
 from qcrd.records import Question
 from qcrd.tasks import get_task
 from tests.distill.helpers import QUESTIONS

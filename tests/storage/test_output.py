@@ -13,7 +13,7 @@ from s3fs import S3FileSystem
 from qcrd.config import ConfigError
 from qcrd.distill.checkpoint import Checkpoint, CheckpointStore, Progress, clear
 from qcrd.pipeline.check import prepare_output
-from qcrd.pipeline.stages.finished_student import student_folder
+from qcrd.pipeline.finished_student import student_folder
 from qcrd.storage import bucket as bucket_module
 from qcrd.storage.artifacts import Artifact, model_folder
 from qcrd.storage.bucket import StorageAway

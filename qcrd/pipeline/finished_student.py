@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from qcrd.config import ConfigError
-from qcrd.evaluate.inference import SETTINGS
+from qcrd.evaluate.inference import SETTINGS, STUDENTS
 from qcrd.storage.artifacts import MARKER
 from qcrd.storage.output import Storage, is_url
 
@@ -19,7 +19,7 @@ def student_folder(place: str) -> Path:
     for folder in (run, run / "best"):
         if (folder / SETTINGS).is_file():
             return folder
-    finished = sorted(marker.parent for marker in run.glob(f"student/*/{MARKER}"))
+    finished = sorted(marker.parent for marker in run.glob(f"{STUDENTS}/*/{MARKER}"))
     found = [folder / "best" for folder in finished if (folder / "best" / SETTINGS).is_file()]
     if len(found) > 1:
         listed = ", ".join(str(folder.parent) for folder in found)
@@ -34,15 +34,13 @@ def student_folder(place: str) -> Path:
 
 def _fetched(url: str) -> Path:
     """The student behind a URL, on this node; the output's folder where there is not exactly one."""
-    place, _, name = url.rstrip("/").partition("/student/")
+    place, _, name = url.rstrip("/").partition(f"/{STUDENTS}/")
     storage = Storage.of(place)
     try:
-        names = (
-            [name.partition("/")[0]] if name else sorted({one.split("/")[1] for one in storage.published("student")})
-        )
+        names = [name.partition("/")[0]] if name else sorted({one.split("/")[1] for one in storage.published(STUDENTS)})
         if len(names) > 1:
-            listed = ", ".join(f"{place}/student/{one}" for one in names)
+            listed = ", ".join(f"{place}/{STUDENTS}/{one}" for one in names)
             raise ConfigError(f"RUN: '{url}' has {len(names)} students; give one of {listed}")
-        return storage.fetch(f"student/{names[0]}") if names else storage.folder
+        return storage.fetch(f"{STUDENTS}/{names[0]}") if names else storage.folder
     except (FileNotFoundError, PermissionError) as error:
         raise ConfigError(f"RUN: '{url}' cannot be read: {error}") from None
