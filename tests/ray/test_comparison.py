@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 from qcrd.config import (
+    BenchmarkTaskConfig,
     ConfigError,
     EvaluationConfig,
     ImportedTeacherConfig,
     OpenAITeacherConfig,
     SimulatedTeacherConfig,
-    TaskConfig,
     TeacherConfig,
 )
 from qcrd.config.grid import Comparison
@@ -131,7 +131,7 @@ def test_the_simulated_judge_asks_nobody(tmp_path: Path):
 def test_a_plan_counts_requests_and_a_bad_judge_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("KEY", "x")
     asked = OpenAITeacherConfig(api_key_env="KEY")
-    test, few = get_task("svamp").sizes(TaskConfig(name="svamp"))["test"], EvaluationConfig(test_limit=20)
+    test, few = get_task("svamp").sizes(BenchmarkTaskConfig(name="svamp"))["test"], EvaluationConfig(test_limit=20)
     assert comparison_requests(asked, EvaluationConfig(), test) == 100 and comparison_requests(asked, few, test) == 40
     check_llm_judge(llm_judge_of(asked, tmp_path, "svamp"))
     with pytest.raises(ConfigError, match=r"^llm_judge\.api_key_env: the environment variable 'NO_KEY' is not set"):
