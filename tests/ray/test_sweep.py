@@ -79,7 +79,7 @@ def test_seeds_in_lockstep_equal_runs_alone_and_go_on_after_a_kill(tmp_path: Pat
         if row["iteration"] == 2:
             raise Killed
 
-    device = set_up_torch(configs[0])
+    device = set_up_torch(configs[0].resources)
     with pytest.raises(Killed):
         train_seeds(runs, device, lambda seed, event: events.append((seed, event["kind"])), report_and_die)
     assert {(0, "restart"), (1, "restart"), (1, "metrics")} <= set(events)
