@@ -123,6 +123,7 @@ def _hours() -> list[PaperNumber]:
         PaperNumber(
             measure="training_hours", value=hours, method=name.removesuffix(_WITHOUT_DISCRIMINATOR), steps=PAPER_STEPS,
             discriminator=name == "qcrd" if name.startswith("qcrd") else None, models=HUB_NAMES[student],
+            note="Table A-6, one A100-80G",
         )
         for (student, name), hours in TRAINING_HOURS.items()
     ]  # fmt: skip

@@ -27,7 +27,8 @@ from qcrd.teacher.cost import CostEstimate
 
 @dataclass
 class GridPlan:
-    """Counts over a whole grid. `hours`: method → GPU hours, where the paper gives them for that student."""
+    """Counts over a whole grid. `hours`: method → GPU hours, where the paper gives them for that student;
+    `hours_from`: where it prints them."""
 
     grid: Grid
     runs: int
@@ -37,6 +38,7 @@ class GridPlan:
     costs: list[CostEstimate] = field(default_factory=list)
     students: Counter[str] = field(default_factory=Counter)
     hours: dict[str, float] = field(default_factory=dict)
+    hours_from: set[str] = field(default_factory=set)
     unknown_hours: set[str] = field(default_factory=set)
     llm_judge_requests: int = 0
     llm_judge_usd: float | None = None
@@ -84,8 +86,8 @@ class GridPlan:
             total = sum(self.hours.values())
             money = "" if price is None else f", ${total * price:,.2f} at ${price:g} an hour"
             display.say(
-                f"{total:.1f} GPU hours{money}. These are the paper's hours (Table A-6, one A100-80G) in proportion to "
-                "the steps: they were not measured here."
+                f"{total:.1f} GPU hours{money}. These are the paper's hours ({'; '.join(sorted(self.hours_from))}) in "
+                "proportion to the steps: they were not measured here."
             )
         if self.unknown_hours:
             display.say(f"Not in the paper's table: {', '.join(sorted(self.unknown_hours))}.")
@@ -153,10 +155,12 @@ def _add(
     if stage == STUDENT:
         found.students[config.method] += 1
         hours = paper_hours(config)
-        if hours is None:
+        printed = config.printed("training_hours")
+        if hours is None or printed is None:
             found.unknown_hours.add(config.method)
         else:
             found.hours[config.method] = found.hours.get(config.method, 0.0) + hours
+            found.hours_from.add(printed.note)
 
 
 def _keys(config: ExperimentConfig, stages: Mapping[str, Stage]) -> dict[str, str]:

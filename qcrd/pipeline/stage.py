@@ -6,6 +6,7 @@ property that a stage has, so that planning and running know none of them by nam
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +76,7 @@ class StageRun:
             self.record.restart_stage(self.name, event["rows"])
 
 
-class Stage:
+class Stage(ABC):
     """One stage. It reads finished folders and fills one new folder.
 
     `version` is raised when the stage's code changes results. `of_task`: whether the output is named after the task,
@@ -92,30 +93,30 @@ class Stage:
         """Whether an experiment has this stage."""
         return True
 
+    @abstractmethod
     def inputs(self, config: ExperimentConfig) -> tuple[str, ...]:
         """The stages whose folders it reads, in order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def settings(self, config: ExperimentConfig) -> dict[str, Any]:
         """The settings that decide its output, written by hand as plain data: half of the stage's identity.
 
         A setting that is new enters only where it differs from its default, so that what was made before it is found.
         """
-        raise NotImplementedError
 
-    def check(self, config: ExperimentConfig) -> None:
+    def check(self, config: ExperimentConfig) -> None:  # noqa: B027 - a stage may have it
         """Raise `ConfigError` for what can be known to be wrong at once, before anything is written or asked."""
 
-    def check_inputs_to_come(self, config: ExperimentConfig) -> None:
+    def check_inputs_to_come(self, config: ExperimentConfig) -> None:  # noqa: B027 - a stage may have it
         """Raise `ConfigError` for what takes longer to look at; done before a stage that costs money runs."""
 
     def planned_work(self, planning: Planning) -> Work:
         """What it would do. Reads and asks nothing that costs money, writes nothing."""
         return Work()
 
+    @abstractmethod
     def run(self, run: StageRun) -> Summary:
         """Fill the folder `run.out`. Returns what is kept with it."""
-        raise NotImplementedError
 
     def errors(self, summary: Summary) -> int:
         """How many items of a finished output failed, and can be asked for again by `--retry-errors`."""
@@ -125,7 +126,7 @@ class Stage:
         """The metric rows of a finished output, for the record of a run that did not make it; None: it has none."""
         return None
 
-    def track(self, record: RunRecord, artifact: Artifact, config: ExperimentConfig) -> None:
+    def track(self, record: RunRecord, artifact: Artifact, config: ExperimentConfig) -> None:  # noqa: B027 - a stage may have it
         """Give the tracker what it shows of a finished output beside numbers."""
 
     def headline(self, summary: Summary) -> list[list[str]]:
