@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-SECONDS = 120.0
+SECONDS = 300.0
 """How long a group may take."""
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(  # not qcrd: the server's path may lead to another checkout

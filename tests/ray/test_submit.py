@@ -93,20 +93,30 @@ def cluster() -> Iterator[Cluster]:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "PYTHONPATH", "OPENAI"))}
     env |= {"HOME": str(folder), "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN}
     env["PATH"] = f"{Path(sys.executable).parent}:{env['PATH']}"  # where jobs find their python
-    with (folder / "head.log").open("w") as log:
-        head = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, cwd=folder, env=env, start_new_session=True
-        )
+    address, log = f"http://127.0.0.1:{ports['dashboard-port']}", folder / "head.log"
+    head = start_head(command, folder, env, log)
     try:
-        address = f"http://127.0.0.1:{ports['dashboard-port']}"
-        wait_for(lambda: answers(address), 240, folder / "head.log")
+        for _ in range(2):  # on a busy machine Ray gives its own start up
+            wait_for(lambda head=head: head.poll() is not None or answers(address), 240, log)
+            if head.poll() is None:
+                break
+            head = start_head(command, folder, env, log)
+        wait_for(lambda: answers(address), 240, log)
         yield Cluster(address, folder)
     finally:
-        for process in [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(head.pid), *psutil.Process(head.pid).children(recursive=True)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_head(command: list[str], folder: Path, env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("w") as stream:
+        return subprocess.Popen(
+            command, stdout=stream, stderr=subprocess.STDOUT, cwd=folder, env=env, start_new_session=True
+        )
 
 
 def answers(address: str) -> bool:
