@@ -96,12 +96,13 @@ def cluster() -> Iterator[Cluster]:
     address, log = f"http://127.0.0.1:{ports['dashboard-port']}", folder / "head.log"
     head = start_head(command, folder, env, log)
     try:
-        for _ in range(2):  # on a busy machine Ray gives its own start up
-            wait_for(lambda head=head: head.poll() is not None or answers(address), 240, log)
+        for _ in range(3):  # on a busy machine Ray gives its own start up after 30 s, also when its job server answers
+            wait_for(lambda head=head: head.poll() is not None or "Ray runtime started" in log.read_text(), 240, log)
             if head.poll() is None:
                 break
             head = start_head(command, folder, env, log)
         wait_for(lambda: answers(address), 240, log)
+        assert head.poll() is None, log.read_text()[-3000:]
         yield Cluster(address, folder)
     finally:
         with contextlib.suppress(psutil.NoSuchProcess):
